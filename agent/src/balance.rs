@@ -1,0 +1,1 @@
+//! Pure balancing: the endpoints of one Service with their load, and `pick`.

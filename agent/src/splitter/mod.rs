@@ -1,0 +1,2 @@
+//! The splitter.
+pub mod hpack;

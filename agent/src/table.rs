@@ -1,0 +1,61 @@
+//! The Service table: what the workers and the kernel need to know of Services and endpoints, built from Kubernetes
+//! objects. Pure: objects in, table and differences out; it neither watches nor publishes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::addr::{EndpointAddr, ServiceAddr};
+
+/// How an endpoint is chosen for a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Each endpoint in turn.
+    #[default]
+    RoundRobin,
+    /// The endpoint with the fewest open streams of two drawn at random; ties in turn.
+    LeastRequest,
+}
+
+/// One usable endpoint of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub addr: EndpointAddr,
+    /// The `targetRef` UID, or the address where there is none: a reused pod IP is another endpoint.
+    pub identity: Arc<str>,
+}
+
+/// The Kubernetes name of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServicePortName {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    /// Empty where the Service's only port has no name.
+    pub port: Arc<str>,
+}
+
+impl fmt::Display for ServicePortName {
+    /// `namespace/service:port`, without the colon where the port has no name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service)?;
+        if self.port.is_empty() { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
+}
+
+/// One selected Service port in one address family: a dual-stack Service with two ports is four of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Stable while the process lives; the value in the kernel's SERVICES map.
+    pub id: u32,
+    pub addr: ServiceAddr,
+    pub name: ServicePortName,
+    pub policy: Policy,
+    /// Where new streams go. Empty: the Service is left to kube-proxy, and streams on open connections are refused.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// All selected Service ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    pub services: HashMap<ServiceAddr, Arc<Service>>,
+}
