@@ -115,7 +115,7 @@ pub(super) fn decode(mut input: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
             return Ok(());
         }
         // The rest filled up with ones is the rest before a longer padding: a code that reaches into it is not a symbol.
-        let filled = bits | (u64::MAX >> held);
+        let filled = bits | u64::MAX.checked_shr(held).unwrap_or(0);
         if held < 8 && filled == u64::MAX {
             return Ok(());
         }
