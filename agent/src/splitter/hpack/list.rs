@@ -20,7 +20,7 @@ pub struct HeaderList {
     pub(super) size: usize,
 }
 
-/// Every variant is one machine word, so that a field is passed in two registers: halves the time of decoding an index.
+/// Every variant is one machine word, so that a field is passed in two registers, which halves the time of decoding one.
 #[derive(Clone)]
 pub(super) enum Field {
     /// A row of the static table.
