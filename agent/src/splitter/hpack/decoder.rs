@@ -46,57 +46,45 @@ impl Decoder {
     /// An error leaves the table out of step: the connection has to close with COMPRESSION_ERROR.
     pub fn decode(&mut self, mut block: &[u8], limits: ListLimits, list: &mut HeaderList) -> Result<Decoded, Error> {
         list.clear();
-        self.size_updates(&mut block)?;
+        block = self.size_updates(block)?;
         let mut target = Target { list, limits, too_large: false };
         while let Some((&first, rest)) = block.split_first() {
-            block = rest;
-            match first {
-                0x80.. => self.indexed(integer::decode(first, 7, &mut block)?, &mut target)?,
-                0x40.. => self.literal(
-                    integer::decode(first, 6, &mut block)?,
-                    &mut block,
-                    Indexing::WithIndexing,
-                    &mut target,
-                )?,
+            block = match first {
+                0x80.. => {
+                    let (index, rest) = integer::decode(first, 7, rest)?;
+                    self.indexed(index, &mut target)?;
+                    rest
+                }
+                0x40.. => self.literal(first, 6, rest, Indexing::WithIndexing, &mut target)?,
                 0x20.. => return Err(Error::SizeUpdateTooLate),
-                0x10.. => self.literal(
-                    integer::decode(first, 4, &mut block)?,
-                    &mut block,
-                    Indexing::NeverIndexed,
-                    &mut target,
-                )?,
-                _ => self.literal(
-                    integer::decode(first, 4, &mut block)?,
-                    &mut block,
-                    Indexing::WithoutIndexing,
-                    &mut target,
-                )?,
-            }
+                0x10.. => self.literal(first, 4, rest, Indexing::NeverIndexed, &mut target)?,
+                _ => self.literal(first, 4, rest, Indexing::WithoutIndexing, &mut target)?,
+            };
         }
         Ok(Decoded { too_large: target.too_large })
     }
 
-    fn size_updates(&mut self, block: &mut &[u8]) -> Result<(), Error> {
+    /// Applies the size updates at the front of `block`; returns the rest.
+    fn size_updates<'b>(&mut self, mut block: &'b [u8]) -> Result<&'b [u8], Error> {
         while let Some((&first @ 0x20..0x40, rest)) = block.split_first() {
-            *block = rest;
-            let max_size = integer::decode(first, 5, block)?;
+            let (max_size, rest) = integer::decode(first, 5, rest)?;
             if max_size > self.size_limit {
                 return Err(Error::SizeUpdateTooLarge);
             }
             self.table.set_max_size(max_size);
             self.make_room(0);
+            block = rest;
         }
-        Ok(())
+        Ok(block)
     }
 
     #[inline]
     fn indexed(&self, index: usize, target: &mut Target<'_>) -> Result<(), Error> {
         if (1..=static_table::LEN).contains(&index) {
-            let row = index as u8;
-            target.push(static_table::size(row), || Field::Static(row));
+            target.push(static_table::size(index), || Field::Static(index));
         } else {
             let entry = self.entry(index)?;
-            target.push(entry.size(), || Field::Interned { entry: Rc::clone(entry), repeated: true });
+            target.push(entry.size(), || Field::Repeated(Rc::clone(entry)));
         }
         Ok(())
     }
@@ -108,22 +96,28 @@ impl Decoder {
         self.table.get(age).ok_or(Error::IndexBeyondTable)
     }
 
-    fn literal(
+    /// Reads the literal that starts with `first`; returns what is left of `block`.
+    fn literal<'b>(
         &mut self,
-        name_index: usize,
-        block: &mut &[u8],
+        first: u8,
+        prefix_bits: u32,
+        block: &'b [u8],
         indexing: Indexing,
         target: &mut Target<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<&'b [u8], Error> {
         // The arena of the list is also where a literal is put together that will be interned or left out.
         let bytes = &mut target.list.bytes;
         let start = bytes.len();
-        let name_info = self.literal_name(name_index, block, bytes)?;
+        let (name_index, block) = integer::decode(first, prefix_bits, block)?;
+        let (name_info, block) = self.literal_name(name_index, block, bytes)?;
         let name_end = bytes.len();
-        read_string(block, bytes)?;
+        let block = read_string(block, bytes)?;
 
-        let name =
-            if name_info.index == 0 { &bytes[start..name_end] } else { static_table::field(name_info.index).name };
+        let name = if name_info.index == 0 {
+            &bytes[start..name_end]
+        } else {
+            static_table::field(usize::from(name_info.index)).name
+        };
         let value = &bytes[name_end..];
         let size = name.len() + value.len() + ENTRY_OVERHEAD;
         if indexing == Indexing::WithIndexing && size <= self.table.max_size() {
@@ -131,8 +125,8 @@ impl Decoder {
             bytes.truncate(start);
             self.make_room(size);
             self.table.insert(Rc::clone(&entry));
-            target.push(size, || Field::Interned { entry, repeated: false });
-            return Ok(());
+            target.push(size, || Field::Stored(entry));
+            return Ok(block);
         }
         if indexing == Indexing::WithIndexing {
             // §4.4: an entry larger than the table empties it, which is not an error.
@@ -143,28 +137,33 @@ impl Decoder {
         } else {
             target.list.bytes.truncate(start);
         }
-        Ok(())
+        Ok(block)
     }
 
     /// Resolves or reads a literal's name; appends it to `bytes` unless the static table has it.
-    fn literal_name(&self, index: usize, block: &mut &[u8], bytes: &mut Vec<u8>) -> Result<NameInfo, Error> {
+    fn literal_name<'b>(
+        &self,
+        index: usize,
+        block: &'b [u8],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(NameInfo, &'b [u8]), Error> {
         let start = bytes.len();
         match index {
             0 => {
-                read_string(block, bytes)?;
+                let block = read_string(block, bytes)?;
                 let name_info = static_table::name(&bytes[start..]);
                 if name_info.index != 0 {
                     bytes.truncate(start);
                 }
-                Ok(name_info)
+                Ok((name_info, block))
             }
-            1..=static_table::LEN => Ok(static_table::name_at(index as u8)),
+            1..=static_table::LEN => Ok((static_table::name_at(index), block)),
             _ => {
                 let entry = self.entry(index)?;
                 if entry.name_info().index == 0 {
                     bytes.extend_from_slice(entry.name());
                 }
-                Ok(entry.name_info())
+                Ok((entry.name_info(), block))
             }
         }
     }
@@ -208,19 +207,17 @@ impl Target<'_> {
     }
 }
 
-/// Appends a string (§5.2) from the front of `block` to `out`.
-fn read_string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+/// Appends the string (§5.2) at the front of `block` to `out`; returns the rest.
+fn read_string<'b>(block: &'b [u8], out: &mut Vec<u8>) -> Result<&'b [u8], Error> {
     let (&first, rest) = block.split_first().ok_or(Error::Truncated)?;
-    *block = rest;
-    let length = integer::decode(first, 7, block)?;
-    let (string, rest) = block.split_at_checked(length).ok_or(Error::Truncated)?;
-    *block = rest;
+    let (length, rest) = integer::decode(first, 7, rest)?;
+    let (string, rest) = rest.split_at_checked(length).ok_or(Error::Truncated)?;
     if first & 0x80 != 0 {
-        huffman::decode(string, out)
+        huffman::decode(string, out)?;
     } else {
         out.extend_from_slice(string);
-        Ok(())
     }
+    Ok(rest)
 }
 
 #[cfg(test)]

@@ -65,9 +65,10 @@ impl Encoder {
         }
         for field in &list.fields {
             match field {
-                Field::Static(row) => out.push(0x80 | row),
-                Field::Interned { entry, repeated } => self.interned(entry, *repeated, out),
-                Field::Literal(literal) => self.literal(literal, &list.bytes, out),
+                Field::Static(row) => out.push(0x80 | *row as u8),
+                Field::Stored(entry) => self.interned(entry, false, out),
+                Field::Repeated(entry) => self.interned(entry, true, out),
+                Field::Literal(at) => self.literal(&list.literals[*at], &list.bytes, out),
             }
         }
     }

@@ -7,23 +7,25 @@ use super::Error;
 /// The most bytes that may follow the prefix; five groups hold 35 bits.
 const MAX_CONTINUATION: u32 = 5;
 
-/// Reads an integer whose prefix is the low `prefix_bits` of `first`; takes continuation bytes from the front of `input`.
+/// Reads an integer whose prefix is the low `prefix_bits` of `first`, its continuation bytes at the front of `input`; returns it with
+/// what is left of `input`. (Input goes by value, so that it stays in registers round the decoder's loop.)
 #[inline]
-pub(super) fn decode(first: u8, prefix_bits: u32, input: &mut &[u8]) -> Result<usize, Error> {
+pub(super) fn decode(first: u8, prefix_bits: u32, input: &[u8]) -> Result<(usize, &[u8]), Error> {
     let limit = (1u8 << prefix_bits) - 1;
     let prefix = first & limit;
-    if prefix < limit { Ok(usize::from(prefix)) } else { decode_continuation(limit, input) }
+    if prefix < limit { Ok((usize::from(prefix), input)) } else { decode_continuation(limit, input) }
 }
 
 #[cold]
-fn decode_continuation(limit: u8, input: &mut &[u8]) -> Result<usize, Error> {
+fn decode_continuation(limit: u8, mut input: &[u8]) -> Result<(usize, &[u8]), Error> {
     let mut value = u64::from(limit);
     for group in 0..MAX_CONTINUATION {
         let (&byte, rest) = input.split_first().ok_or(Error::Truncated)?;
-        *input = rest;
+        input = rest;
         value += u64::from(byte & 0x7f) << (7 * group);
         if byte & 0x80 == 0 {
-            return u32::try_from(value).map(|value| value as usize).map_err(|_| Error::IntegerOverflow);
+            let value = u32::try_from(value).map_err(|_| Error::IntegerOverflow)?;
+            return Ok((value as usize, input));
         }
     }
     Err(Error::IntegerOverflow)
@@ -51,8 +53,7 @@ mod tests {
     use super::*;
 
     fn decode_all(bytes: &[u8], prefix_bits: u32) -> Result<(usize, usize), Error> {
-        let mut rest = &bytes[1..];
-        decode(bytes[0], prefix_bits, &mut rest).map(|value| (value, rest.len()))
+        decode(bytes[0], prefix_bits, &bytes[1..]).map(|(value, rest)| (value, rest.len()))
     }
 
     #[test]
