@@ -19,7 +19,7 @@ mod snapshot;
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
 pub use launch::{Launch, Process};
-pub use netns::Netns;
+pub use netns::{Netns, find_tool};
 pub use node::{Node, NodeBuilder, require_root};
 pub use pod::{Pod, PodSpec};
 pub use service::{PortSpec, Service, ServiceSpec};

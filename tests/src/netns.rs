@@ -63,7 +63,7 @@ impl Netns {
     /// Runs a tool of the host inside the namespace with `input` on its standard input; gives its standard output.
     pub(crate) fn tool(&self, program: &str, args: &[&str], input: &str) -> Result<String> {
         let run = || -> Result<Output> {
-            let mut child = Command::new(program)
+            let mut child = Command::new(find_tool(program).unwrap_or_else(|| program.into()))
                 .args(args)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -87,6 +87,13 @@ impl Netns {
     pub(crate) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Where a tool of the host lies. Looks also where a shell without a login does not: administrators' tools.
+pub fn find_tool(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 /// The Debian package that brings a tool.

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::cgroup;
 use crate::cleanup;
+use crate::netns::find_tool;
 
 /// The kernel takes namespaces and BPF objects down in the background after their last user is gone.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
@@ -139,7 +140,7 @@ fn is_descendant(pid: u64) -> bool {
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
+    let output = Command::new(find_tool(program).unwrap_or_else(|| program.into()))
         .args(args)
         .output()
         .with_context(|| format!("cannot start {program}: apt-get install bpftool nftables"))?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -274,6 +275,70 @@ fn the_folder_holds_what_a_cluster_would_hold() -> Result<()> {
         let told = ["ready", "serving", "terminating"].map(|name| conditions[name].as_bool().unwrap());
         assert_eq!(told, [false, true, true]);
     }
+    Ok(())
+}
+
+/// Stands for the agent: serves its admin pages on what `--admin` says, once it has written its command line.
+const PAGES: &str = "#!/usr/bin/env python3
+import http.server, json, sys
+print(' '.join(sys.argv[1:]), flush=True)
+args = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+asked = 0
+class Pages(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global asked
+        asked += 1
+        status, body = {'/readyz': (200 if asked > 3 else 503, ''), '/status.json': (200, json.dumps(args)),
+                        '/metrics': (200, 'asked %d' % asked)}[self.path]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+    def log_message(self, *args):
+        pass
+host, port = args['--admin'].rsplit(':', 1)
+http.server.HTTPServer((host, int(port)), Pages).serve_forever()
+";
+
+fn program(node: &Node, name: &str, text: &str) -> Result<PathBuf> {
+    let path = node.folder().join(name);
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+#[test]
+fn an_agent_is_ready_when_started_and_can_be_read_and_signalled() -> Result<()> {
+    let _shared = together();
+    let node = Node::new()?;
+    let pages = program(&node, "pages", PAGES)?;
+    let mut agent = node.agent().binary(&pages).workers(2).arg("--drain").arg("3s").start()?;
+    let status = agent.status()?;
+    assert_eq!(status["--source"], node.source_dir().to_str().unwrap());
+    assert_eq!(status["--cgroup"], node.kubepods().to_str().unwrap());
+    assert_eq!((&status["--workers"], &status["--drain"]), (&Value::from("2"), &Value::from("3s")));
+    assert_eq!(agent.metrics()?, "asked 6", "three refusals, then ready, then status and metrics");
+    assert!(agent.log()?.starts_with("run --source "));
+    let group = fs::read_to_string(format!("/proc/{}/cgroup", agent.pid()))?;
+    assert!(!group.contains("kubepods"), "the agent is no pod: {group}");
+    agent.signal(libc::SIGKILL)?;
+    assert_eq!(agent.wait()?.signal(), Some(libc::SIGKILL));
+    assert!(agent.signal(libc::SIGTERM).is_err(), "its process id may be another's by now");
+
+    // On the bridge its pages are within reach of pods.
+    let agent = node.agent().binary(&pages).admin_ip(node.ip4()).start()?;
+    let pod = node.pod("curious")?;
+    assert!(pod.run_in_netns(|| TcpStream::connect_timeout(&agent.admin(), LIMIT))?.is_ok());
+    assert_eq!(agent.stop()?.signal(), Some(libc::SIGTERM));
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_ends_at_once_is_an_error_with_what_it_said() -> Result<()> {
+    let _shared = together();
+    let node = Node::new()?;
+    let refuses = program(&node, "refuses", "#!/bin/sh\necho no BTF in this kernel >&2\nexit 3\n")?;
+    let error = node.agent().binary(refuses).start().unwrap_err().to_string();
+    assert!(error.contains("exit status: 3") && error.contains("no BTF in this kernel"), "{error}");
     Ok(())
 }
 
