@@ -41,8 +41,9 @@ impl Backends {
             started.logs.push(log);
         }
         for (pod, (server, log)) in started.pods.iter().zip(started.servers.iter_mut().zip(&started.logs)) {
-            wait_listening(pod, server, port)
-                .with_context(|| format!("the backend said:\n{}", fs::read_to_string(log).unwrap_or_default()))?;
+            if let Err(error) = wait_listening(pod, server, port) {
+                bail!("{error:#}; it said:\n{}", fs::read_to_string(log).unwrap_or_default().trim_end());
+            }
         }
         Ok(started)
     }
