@@ -26,8 +26,8 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Of the machine as the calling process sees it: processes and network namespaces of this process and its
-    /// descendants, named namespaces, links and nftables tables of its network namespace, cgroups (v2), folders of
-    /// simulated nodes, and all BPF programs and links of the kernel.
+    /// descendants, named namespaces, links and nftables tables of its network namespace, cgroups and folders of simulated
+    /// nodes, BPF programs and links.
     pub fn take() -> Result<Self> {
         let mut things = BTreeSet::new();
         processes(&mut things)?;
@@ -37,15 +37,15 @@ impl Snapshot {
             things.insert(format!("nft {line}"));
         }
         let groups = cgroup::v2_mount()?;
-        cgroups(&groups, &groups, &mut things);
-        for folder in cgroup::children(&std::env::temp_dir()) {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if cleanup::owner(&name).is_some_and(|(pid, _)| is_ours(pid)) {
-                things.insert(format!("folder {name}"));
-            }
+        for group in cgroup::children(&groups).iter().filter(|group| is_ours(group)) {
+            cgroups(&groups, group, &mut things);
         }
-        bpf("program", &["-j", "prog", "show"], &mut things)?;
-        bpf("link", &["-j", "link", "show"], &mut things)?;
+        for folder in cgroup::children(&std::env::temp_dir()).iter().filter(|folder| is_ours(folder)) {
+            things.insert(format!("folder {}", folder.display()));
+        }
+        let others = held_by_others();
+        bpf("prog", &others, &mut things)?;
+        bpf("link", &others, &mut things)?;
         Ok(Self { things })
     }
 
@@ -93,37 +93,50 @@ fn processes(things: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// Groups that no other live process's node has.
+/// A group and those below.
 fn cgroups(root: &Path, path: &Path, things: &mut BTreeSet<String>) {
+    things.insert(format!("cgroup {}", path.strip_prefix(root).unwrap_or(path).display()));
     for child in cgroup::children(path) {
-        let name = child.strip_prefix(root).unwrap_or(&child).to_string_lossy().into_owned();
-        if cleanup::owner(&name).is_some_and(|(pid, _)| !is_ours(pid)) {
-            continue;
-        }
-        things.insert(format!("cgroup {name}"));
         cgroups(root, &child, things);
     }
 }
 
-/// Whether what this process made is ours to answer for: our own, or a dead process's.
-fn is_ours(pid: u32) -> bool {
-    pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()
+/// Whether this is a simulated node's, and of this process or a dead one.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    cleanup::owner(&name)
+        .is_some_and(|(pid, _)| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists())
 }
 
-/// BPF objects with their ids, less those that another live process holds (as far as bpftool can tell).
-fn bpf(kind: &str, args: &[&str], things: &mut BTreeSet<String>) -> Result<()> {
-    let text = run("bpftool", args)?;
-    let list: Value = serde_json::from_str(&text).context("bpftool's JSON")?;
+/// BPF objects with their ids, less those that other live processes hold.
+fn bpf(kind: &str, others: &BTreeSet<String>, things: &mut BTreeSet<String>) -> Result<()> {
+    let list: Value = serde_json::from_str(&run("bpftool", &["-j", kind, "show"])?).context("bpftool's JSON")?;
     for object in list.as_array().into_iter().flatten() {
-        let holders = object["pids"].as_array().into_iter().flatten();
-        let pids: Vec<_> = holders.filter_map(|holder| holder["pid"].as_u64()).collect();
-        if !pids.is_empty() && !pids.iter().any(|pid| is_descendant(*pid)) {
-            continue;
+        let id = &object["id"];
+        if !others.contains(&format!("{kind} {id}")) {
+            let name = object["name"].as_str().or(object["type"].as_str()).unwrap_or("?");
+            things.insert(format!("bpf {kind} {name} {id}"));
         }
-        let name = object["name"].as_str().or(object["type"].as_str()).unwrap_or("?");
-        things.insert(format!("bpf {kind} {name} {}", object["id"]));
     }
     Ok(())
+}
+
+/// Kind and id of the BPF objects behind the descriptors of processes that are not this one's descendants.
+fn held_by_others() -> BTreeSet<String> {
+    let mut held = BTreeSet::new();
+    for pid in entries(Path::new("/proc")).iter().filter_map(|name| name.parse::<u64>().ok()) {
+        if is_descendant(pid) {
+            continue;
+        }
+        let folder = format!("/proc/{pid}/fdinfo");
+        for fd in entries(Path::new(&folder)) {
+            // proc_pid_fdinfo(5): `prog_id:` and `link_id:`, a link with its program.
+            let text = fs::read_to_string(format!("{folder}/{fd}")).unwrap_or_default();
+            let ids = text.lines().filter_map(|line| line.split_once("_id:"));
+            held.extend(ids.map(|(kind, id)| format!("{kind} {}", id.trim())));
+        }
+    }
+    held
 }
 
 fn is_descendant(pid: u64) -> bool {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -111,6 +111,29 @@ fn a_cluster_ip_leads_to_every_ready_endpoint_in_both_families() -> Result<()> {
     service.delete()?;
     let gone = SocketAddr::new(Ipv4Addr::new(10, 96, 0, 10).into(), 80);
     assert!(ask(&client, gone).is_err());
+    Ok(())
+}
+
+#[test]
+fn an_open_connection_keeps_its_endpoint_when_the_endpoints_change() -> Result<()> {
+    let _shared = together();
+    let node = Node::new()?;
+    let (client, old, new) = (node.pod("client")?, node.pod("old")?, node.pod("new")?);
+    let listener = old.run_in_netns(|| TcpListener::bind(("::", 7000)))??;
+    let service = node.service(ServiceSpec::grpc("echo", 7000))?;
+    service.add_endpoint(&old)?;
+    let address = service.address4();
+    let mut stream = client.run_in_netns(|| TcpStream::connect_timeout(&address, LIMIT))??;
+    let (mut accepted, _) = listener.accept()?;
+    service.remove_endpoint(&old)?;
+    service.add_endpoint(&new)?;
+    stream.write_all(b"still there")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut text = String::new();
+    accepted.set_read_timeout(Some(LIMIT))?;
+    accepted.read_to_string(&mut text)?;
+    assert_eq!(text, "still there");
+    assert!(ask(&client, address).is_err(), "new connections go to the new endpoint, where nothing listens");
     Ok(())
 }
 

@@ -62,6 +62,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
         Task::Test(options) => test::run(&options),
-        Task::Ebpf(options) => ebpf::run(options.check).map(|()| ExitCode::SUCCESS),
+        Task::Ebpf(options) => {
+            let check = options.check.then(|| "--check".to_owned());
+            ebpf::run(check.as_slice()).map(|()| ExitCode::SUCCESS)
+        }
     }
 }

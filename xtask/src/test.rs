@@ -92,7 +92,8 @@ impl Layer {
     fn run(self, runner: &Runner) -> Result<()> {
         match self {
             Layer::Lint => lint(runner),
-            Layer::Ebpf => crate::ebpf::run(true),
+            // A process of its own, so that what it says goes to the log.
+            Layer::Ebpf => runner.run(Command::new(std::env::current_exe()?).args(["ebpf", "--check"])),
             Layer::Pure => runner.cargo(&["test", "--no-fail-fast", "--workspace", "--exclude", "testbed"]),
             Layer::Node => on_nodes(runner),
             Layer::Clients => clients(runner),
