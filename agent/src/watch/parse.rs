@@ -14,14 +14,14 @@ use crate::table::{Place, Problem, misplaced};
 
 /// An object and the line where its document begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Parsed {
-    pub(super) object: Object,
-    pub(super) line: u64,
+pub(crate) struct Parsed {
+    pub(crate) object: Object,
+    pub(crate) line: u64,
 }
 
 /// All objects of a file that the table is built from. One problem holds back the whole file: half of it may be worse
 /// than what was there before.
-pub(super) fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
+pub(crate) fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
     let mut objects = Vec::new();
     for document in documents(text) {
         let found = document.objects().map_err(|fault| fault.into_problem(file, document.first_line))?;
