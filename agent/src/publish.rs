@@ -40,6 +40,20 @@ fn announced(table: &Table) -> BTreeMap<ServiceAddr, u32> {
     with_endpoints.map(|service| (service.addr, service.id)).collect()
 }
 
+/// One line for each Service that comes, goes or has other endpoints.
+fn log_changes(old: &Table, new: &Table) {
+    for gone in old.services.values().filter(|it| !new.services.contains_key(&it.addr)) {
+        tracing::info!(service = %gone.name, addr = %gone.addr, "Service is no longer redirected");
+    }
+    for service in new.services.values() {
+        let before = old.services.get(&service.addr);
+        if before.is_none_or(|it| it.endpoints != service.endpoints) {
+            let endpoints = service.endpoints.len();
+            tracing::info!(service = %service.name, addr = %service.addr, endpoints, "endpoints have changed");
+        }
+    }
+}
+
 /// One change of the kernel's SERVICES map. To forget what is not there is no error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelChange {
@@ -100,7 +114,9 @@ where
             }
         }
         if self.published.as_ref() != Some(&*table) {
-            self.published = None;
+            if let Some(old) = self.published.take() {
+                log_changes(&old, &table);
+            }
             (self.workers)(table.clone()).await;
             self.published = Some(Arc::unwrap_or_clone(table));
         }

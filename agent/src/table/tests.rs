@@ -239,6 +239,14 @@ metadata: {name: c, namespace: shop, uid: u-c, annotations: {sluice.dev/redirect
 }
 
 #[test]
+fn a_pod_without_uid_that_opts_out_is_a_problem() {
+    let said = problems(&built(
+        "{apiVersion: v1, kind: Pod, metadata: {name: a, annotations: {sluice.dev/redirect: 'false'}}}",
+    ));
+    assert!(said.len() == 1 && said[0].starts_with("Pod default/a: metadata.uid: "), "{said:?}");
+}
+
+#[test]
 fn all_slices_of_a_service_are_merged_and_each_address_counts_once() {
     let built = cart_with_slices(&[
         ("IPv4", "{addresses: [10.1.0.2]}, {addresses: [10.1.0.1]}", "{name: grpc, port: 8080}"),

@@ -75,6 +75,14 @@ fn deeply_nested_schemas_of_others_are_no_problem() {
 }
 
 #[test]
+fn a_file_nested_without_end_is_a_problem_and_no_crash() {
+    for open in ["{a: ", "[", "- ", "? "] {
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  {}", open.repeat(20_000));
+        assert!(!problem(&text).message.is_empty(), "{open}");
+    }
+}
+
+#[test]
 fn a_wrong_value_is_named_with_line_column_field_and_cure() {
     let good = shop("cart", "10.1.0.1");
     wrong(&good.replace("port: 8080", "port: 80800"), (24, 3), "ports[0].port", "80800", "1 to 65535");
