@@ -3,5 +3,7 @@
 pub mod addr;
 pub mod balance;
 pub mod detect;
+pub mod publish;
 pub mod splitter;
 pub mod table;
+pub mod watch;
