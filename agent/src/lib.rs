@@ -3,5 +3,7 @@
 pub mod addr;
 pub mod balance;
 pub mod detect;
+pub mod netns;
+pub mod pods;
 pub mod splitter;
 pub mod table;
