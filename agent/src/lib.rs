@@ -3,5 +3,6 @@
 pub mod addr;
 pub mod balance;
 pub mod detect;
+pub mod intercept;
 pub mod splitter;
 pub mod table;
