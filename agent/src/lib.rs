@@ -3,7 +3,10 @@
 pub mod addr;
 pub mod balance;
 pub mod detect;
+pub mod intercept;
 pub mod netns;
 pub mod pods;
+pub mod publish;
 pub mod splitter;
 pub mod table;
+pub mod watch;

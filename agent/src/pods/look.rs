@@ -14,32 +14,27 @@ use super::roster::{NetnsInode, Seen};
 /// Levels below a pod's group: container, its inner group (crun), one more. Deeper are containers' own containers.
 const DEPTH: usize = 3;
 
-/// Namespaces that are never enrolled.
+/// Namespaces that are never enrolled: the host's and the agent's own. A process seen there may be on its way into its
+/// pod's.
 #[derive(Clone, Debug)]
-pub(super) struct OffLimits {
-    /// A process seen there may be on its way into its pod's.
-    pub(super) host: BTreeSet<NetnsInode>,
-    pub(super) own: NetnsInode,
-}
+pub(super) struct OffLimits(BTreeSet<NetnsInode>);
 
 impl OffLimits {
     /// The host's namespace is that of process 1, and of the kernel's own threads where the agent may not look at
     /// process 1.
     pub(super) fn read() -> Result<Self> {
-        let host: BTreeSet<_> = ["/proc/1/ns/net", "/proc/2/ns/net"]
-            .iter()
-            .filter(|path| path.starts_with("/proc/1/") || is_kernel_thread(2))
-            .filter_map(|path| inode(Path::new(path)).ok())
-            .collect();
-        if host.is_empty() {
-            let error = inode(Path::new("/proc/1/ns/net")).err().unwrap_or(io::ErrorKind::NotFound.into());
-            return Err(error).context(
+        let of = |pid: u32| inode(&netns_of(pid));
+        let kernel = is_kernel_thread(2).then(|| of(2)).and_then(io::Result::ok);
+        let mut namespaces: BTreeSet<_> = match of(1) {
+            Ok(host) => kernel.into_iter().chain([host]).collect(),
+            Err(error) => [kernel.ok_or(error).context(
                 "cannot read /proc/1/ns/net, to tell the host's network from pods': the agent needs hostPID: true and \
                  CAP_SYS_PTRACE",
-            );
-        }
-        let own = inode(Path::new("/proc/self/ns/net")).context("cannot read /proc/self/ns/net: is /proc mounted?")?;
-        Ok(Self { host, own })
+            )?]
+            .into(),
+        };
+        namespaces.insert(inode(Path::new("/proc/self/ns/net")).context("cannot read /proc/self/ns/net: is /proc mounted?")?);
+        Ok(Self(namespaces))
     }
 }
 
@@ -73,8 +68,7 @@ impl Look {
                 continue;
             }
             match inode(&netns_of(pid)) {
-                Ok(inode) if inode == off_limits.own && !off_limits.host.contains(&inode) => {}
-                Ok(inode) if off_limits.host.contains(&inode) => self.seen.unsettled = true,
+                Ok(inode) if off_limits.0.contains(&inode) => self.seen.unsettled = true,
                 Ok(inode) => living.entry(inode).or_default().push(pid),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
