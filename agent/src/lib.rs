@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod balance;
+pub mod config;
 pub mod detect;
 pub mod intercept;
 pub mod netns;

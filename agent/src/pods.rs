@@ -21,7 +21,7 @@ mod look;
 mod roster;
 mod tree;
 
-pub use kubepods::find as find_kubepods;
+pub use kubepods::{find as find_kubepods, own_cgroup};
 pub use layout::PodUid;
 use look::OffLimits;
 use roster::Roster;

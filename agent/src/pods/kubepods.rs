@@ -2,6 +2,7 @@
 //! the flag and the cure. Looks into no pod.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +41,15 @@ pub fn find(flag: Option<&Path>) -> Result<PathBuf> {
             USUAL.join(", "),
         )
     })
+}
+
+/// The id of this process's own group, as the kernel programs see it: the inode of its directory.
+pub fn own_cgroup() -> Option<u64> {
+    let mounts = layout::v2_mounts(&fs::read_to_string("/proc/self/mountinfo").ok()?);
+    let cgroup = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = layout::own_path(&cgroup)?;
+    let directory = mounts.iter().filter_map(|mount| mount.locate(own)).find(|path| path.is_dir())?;
+    fs::metadata(directory).ok().map(|metadata| metadata.ino())
 }
 
 /// Where the kubepods group may be, best first.

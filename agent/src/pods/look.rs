@@ -33,7 +33,8 @@ impl OffLimits {
             )?]
             .into(),
         };
-        namespaces.insert(inode(Path::new("/proc/self/ns/net")).context("cannot read /proc/self/ns/net: is /proc mounted?")?);
+        namespaces
+            .insert(inode(Path::new("/proc/self/ns/net")).context("cannot read /proc/self/ns/net: is /proc mounted?")?);
         Ok(Self(namespaces))
     }
 }

@@ -70,7 +70,9 @@ impl Reason {
             }
             Reason::ExternalName => "make it a Service of type ClusterIP",
             Reason::Headless => "give the Service a ClusterIP: leave out clusterIP: None",
-            Reason::NoClusterIp => "in a folder of manifests, write spec.clusterIP; in a cluster, wait for the API server to give one",
+            Reason::NoClusterIp => {
+                "in a folder of manifests, write spec.clusterIP; in a cluster, wait for the API server to give one"
+            }
             Reason::NotTcp(_) => "none: gRPC runs over TCP",
             Reason::SessionAffinity => "set sessionAffinity: None",
             Reason::InternalTrafficLocal => "set internalTrafficPolicy: Cluster",
@@ -80,7 +82,8 @@ impl Reason {
     }
 }
 
-const REDIRECT_ON_SERVICE: &str = "write \"true\", \"false\" or names of the Service's ports with commas between, in quotes";
+const REDIRECT_ON_SERVICE: &str =
+    "write \"true\", \"false\" or names of the Service's ports with commas between, in quotes";
 const REDIRECT_ON_POD: &str = "write \"false\" or \"true\", in quotes";
 const LOAD_BALANCER_VALUES: &str = "write \"round-robin\" or \"least-request\"";
 

@@ -46,7 +46,8 @@ pub struct Dir {
 impl Dir {
     /// Opens the folder for watching; it must be there. To be called within a tokio runtime.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let usable = || format!("--source {}: not a readable folder; name one that holds Kubernetes YAML", path.display());
+        let usable =
+            || format!("--source {}: not a readable folder; name one that holds Kubernetes YAML", path.display());
         fs::read_dir(path).with_context(usable)?;
         let watching = "inotify is not available; see the limit fs.inotify.max_user_instances";
         let inotify = AsyncFd::new(Inotify::init().context(watching)?).context(watching)?;
@@ -60,7 +61,8 @@ impl Dir {
             being_written: HashMap::new(),
             read_at: None,
         };
-        let limit = || format!("--source {}: cannot be watched; see the limit fs.inotify.max_user_watches", path.display());
+        let limit =
+            || format!("--source {}: cannot be watched; see the limit fs.inotify.max_user_watches", path.display());
         dir.follow().with_context(limit)?;
         Ok(dir)
     }

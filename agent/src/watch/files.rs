@@ -88,7 +88,8 @@ impl Files {
         }
         let gone = self.serving.keys().filter(|key| !said.contains_key(key));
         let mut updates: Vec<Update> = gone.map(|key| Update::Delete { key: key.clone(), uid: None }).collect();
-        let changed = said.iter().filter(|(key, (_, object))| self.serving.get(key).is_none_or(|(_, old)| old != *object));
+        let changed =
+            said.iter().filter(|(key, (_, object))| self.serving.get(key).is_none_or(|(_, old)| old != *object));
         updates.extend(changed.map(|(_, (_, object))| Update::Apply((*object).clone())));
         self.serving = said.into_iter().map(|(key, (name, object))| (key, (name.clone(), object.clone()))).collect();
         updates
