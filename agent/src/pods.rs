@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use crate::addr::NetnsCookie;
 use crate::netns::Home;
 
+mod enrolled;
 mod kubepods;
 mod layout;
 mod listen;
@@ -21,6 +22,7 @@ mod look;
 mod roster;
 mod tree;
 
+pub use enrolled::{Enrolled, EnrolledPods};
 pub use kubepods::{find as find_kubepods, own_cgroup};
 pub use layout::PodUid;
 use look::OffLimits;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::addr::ServiceAddr;
-use crate::table::{Service, Table};
+use crate::table::Table;
 
 /// One step from an old table to a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,14 +21,14 @@ pub enum Step {
 /// The steps from one table to another: out of the kernel, to the workers, into the kernel. The kernel knows exactly
 /// the Services that have endpoints; what does not change takes no step.
 pub fn plan(old: &Table, new: &Table) -> Vec<Step> {
-    steps(&announced(old), old, new)
+    steps(&announced(old), Some(old), new)
 }
 
-/// Like [`plan`], from what the kernel holds in truth.
-fn steps(in_kernel: &BTreeMap<ServiceAddr, u32>, old: &Table, new: &Table) -> Vec<Step> {
+/// From what the kernel holds in truth, and what the workers hold if that is known.
+fn steps(in_kernel: &BTreeMap<ServiceAddr, u32>, old: Option<&Table>, new: &Table) -> Vec<Step> {
     let wanted = announced(new);
     let forget = in_kernel.keys().filter(|addr| !wanted.contains_key(addr)).map(|addr| Step::ForgetInKernel(*addr));
-    let workers = (old != new).then(|| Step::Workers(Arc::new(new.clone())));
+    let workers = (old != Some(new)).then(|| Step::Workers(Arc::new(new.clone())));
     let missing = wanted.iter().filter(|(addr, id)| in_kernel.get(addr) != Some(id));
     let announce = missing.map(|(addr, id)| Step::AnnounceInKernel(*addr, *id));
     forget.chain(workers).chain(announce).collect()
@@ -40,7 +40,7 @@ fn announced(table: &Table) -> BTreeMap<ServiceAddr, u32> {
     with_endpoints.map(|service| (service.addr, service.id)).collect()
 }
 
-/// One change of the kernel's SERVICES map. Forgetting what is not there is no error.
+/// One change of the kernel's SERVICES map. To forget what is not there is no error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelChange {
     Forget(ServiceAddr),
@@ -51,8 +51,8 @@ pub enum KernelChange {
 pub struct Publisher<W, K> {
     workers: W,
     kernel: K,
-    /// What the workers hold.
-    published: Table,
+    /// What all workers hold; None while that is uncertain.
+    published: Option<Table>,
     /// What the kernel's map holds.
     in_kernel: BTreeMap<ServiceAddr, u32>,
 }
@@ -63,21 +63,56 @@ where
     F: Future<Output = ()>,
     K: FnMut(KernelChange) -> anyhow::Result<()>,
 {
-    /// `workers` gives all workers a table, its future ends when each has taken it. `kernel` changes the map, which is
-    /// empty now.
+    /// `workers` gives a table to all workers, and its future ends when each has taken it; before, they hold an empty
+    /// one. `kernel` changes the map, which is empty now.
     pub fn new(workers: W, kernel: K) -> Self {
-        Self { workers, kernel, published: Table::default(), in_kernel: BTreeMap::new() }
+        Self { workers, kernel, published: Some(Table::default()), in_kernel: BTreeMap::new() }
     }
 
-    /// Brings the table to workers and kernel. What the kernel refuses is logged and tried again with the next table.
-    /// A dropped future leaves a state from which the next call goes on.
+    /// Brings the table to workers and kernel. What the kernel refuses is logged and tried again with the next table,
+    /// be it the same one. A dropped future leaves a state from which the next call goes on.
     pub async fn publish(&mut self, table: &Table) {
-        let target = self.with_those_stuck(table);
-        for step in steps(&self.in_kernel, &self.published, &target) {
+        for step in steps(&self.in_kernel, self.published.as_ref(), table) {
             match step {
                 Step::ForgetInKernel(addr) => self.forget(addr),
-                Step::Workers(_) => self.to_workers(table).await,
+                Step::Workers(table) => self.give_to_workers(table).await,
                 Step::AnnounceInKernel(addr, id) => self.announce(addr, id),
+            }
+        }
+    }
+
+    fn forget(&mut self, addr: ServiceAddr) {
+        match (self.kernel)(KernelChange::Forget(addr)) {
+            Ok(()) => {
+                self.in_kernel.remove(&addr);
+            }
+            Err(error) => {
+                tracing::warn!(%addr, error = format!("{error:#}"), "Service stays in the kernel's map until the next change");
+            }
+        }
+    }
+
+    async fn give_to_workers(&mut self, mut table: Arc<Table>) {
+        // The kernel sends clients to what it would not forget: the workers must not drop that.
+        for (addr, old) in self.published.iter().flat_map(|it| &it.services) {
+            if self.in_kernel.contains_key(addr) && !table.services.contains_key(addr) {
+                Arc::make_mut(&mut table).services.insert(*addr, old.clone());
+            }
+        }
+        if self.published.as_ref() != Some(&*table) {
+            self.published = None;
+            (self.workers)(table.clone()).await;
+            self.published = Some(Arc::unwrap_or_clone(table));
+        }
+    }
+
+    fn announce(&mut self, addr: ServiceAddr, id: u32) {
+        match (self.kernel)(KernelChange::Announce(addr, id)) {
+            Ok(()) => {
+                self.in_kernel.insert(addr, id);
+            }
+            Err(error) => {
+                tracing::warn!(%addr, error = format!("{error:#}"), "Service stays with kube-proxy until the next change");
             }
         }
     }

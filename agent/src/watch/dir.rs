@@ -50,7 +50,12 @@ impl Dir {
             || format!("--source {}: not a readable folder; name one that holds Kubernetes YAML", path.display());
         fs::read_dir(path).with_context(usable)?;
         let watching = "inotify is not available; see the limit fs.inotify.max_user_instances";
-        let inotify = AsyncFd::new(Inotify::init().context(watching)?).context(watching)?;
+        let inotify = Inotify::init().context(watching)?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for types that do not own their descriptor; Inotify does"
+        )]
+        let inotify = AsyncFd::new(inotify).context(watching)?;
         let mut dir = Self {
             path: path.to_owned(),
             inotify,

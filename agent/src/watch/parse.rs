@@ -48,9 +48,8 @@ fn documents(text: &str) -> Vec<Document<'_>> {
         offset += line.len();
     }
     let ends = starts.iter().skip(1).map(|(offset, _)| *offset).chain([text.len()]);
-    let document =
-        |((start, first_line), end): (&(usize, u64), usize)| Document { text: &text[*start..end], first_line };
-    starts.iter().zip(ends).map(document).filter(|it| !it.is_blank()).collect()
+    let document = |((start, first_line), end): ((usize, u64), usize)| Document { text: &text[start..end], first_line };
+    starts.iter().copied().zip(ends).map(document).filter(|it| !it.is_blank()).collect()
 }
 
 impl Document<'_> {
