@@ -94,9 +94,11 @@ impl Run {
 fn source(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("empty; name a folder of Kubernetes YAML".into()),
-        "kube" => Err("this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a folder \
+        "kube" => {
+            Err("this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a folder \
                        (./kube for one of that name)"
-            .into()),
+                .into())
+        }
         folder => Ok(folder.into()),
     }
 }
