@@ -3,5 +3,8 @@
 pub mod addr;
 pub mod balance;
 pub mod detect;
+pub mod netns;
+pub mod opaque;
 pub mod splitter;
 pub mod table;
+pub mod worker;
