@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::addr::{EndpointAddr, NetnsCookie, ServiceAddr};
+use crate::addr::NetnsCookie;
 use crate::intercept::{PodEntry, VerdictCounts};
 use crate::pods::PodUid;
 use crate::table::{Built, Problem};
@@ -88,13 +88,6 @@ impl View {
     fn report_of(&self, pod: &PodLine) -> Option<&PodReport> {
         let report = self.reports.get(pod.entry.worker as usize)?.as_ref()?;
         report.pods.iter().find(|report| report.cookie == pod.cookie)
-    }
-
-    /// Over all workers that answer.
-    fn open_streams(&self, service: ServiceAddr, endpoint: EndpointAddr) -> u64 {
-        let services = self.reports.iter().flatten().flat_map(|report| &report.services);
-        let endpoints = services.filter(|it| it.addr == service).flat_map(|it| &it.endpoints);
-        endpoints.filter(|it| it.addr == endpoint).map(|it| u64::from(it.open)).sum()
     }
 }
 

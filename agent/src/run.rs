@@ -48,7 +48,10 @@ fn start_log(config: &Run) -> Result<()> {
         filter = filter.add_directive(format!("{KERNEL_LOG}={}", config.bpf_log).parse()?);
     }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).try_init().map_err(anyhow::Error::from_boxed).context("cannot start the log")
+    log.with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(anyhow::Error::from_boxed)
+        .context("cannot start the log")
 }
 
 /// Each connection takes two descriptors, and the usual limit is 1024.

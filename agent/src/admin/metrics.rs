@@ -10,8 +10,11 @@ use crate::worker::PodReport;
 pub(super) fn page(view: &View) -> String {
     let snapshot = &view.snapshot;
     let mut page = Page(String::new());
-    page.family("sluice_build_info", "gauge", "The agent's version.")
-        .sample("sluice_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    page.family("sluice_build_info", "gauge", "The agent's version.").sample(
+        "sluice_build_info",
+        &[("version", &env!("CARGO_PKG_VERSION"))],
+        1,
+    );
     page.single("sluice_ready", "Whether the agent is ready.", u64::from(snapshot.state == State::Ready));
 
     let verdicts = "sluice_kernel_verdicts_total";
@@ -59,9 +62,12 @@ const OF_PODS: [(&str, &str, &str, Of); 8] = [
     ("sluice_dials_failed_total", "counter", "Endpoints that could not be dialled.", |pod| pod.dials_failed),
     ("sluice_streams_total", "counter", "HTTP/2 streams.", |pod| pod.splitter.streams),
     ("sluice_streams_failed_total", "counter", "Streams that no endpoint answered.", |pod| pod.splitter.streams_failed),
-    ("sluice_streams_replayed_total", "counter", "Streams sent to another endpoint as the first had provably not taken them.", |pod| {
-        pod.splitter.streams_replayed
-    }),
+    (
+        "sluice_streams_replayed_total",
+        "counter",
+        "Streams sent to another endpoint as the first had provably not taken them.",
+        |pod| pod.splitter.streams_replayed,
+    ),
     ("sluice_open_streams", "gauge", "HTTP/2 streams open now.", |pod| pod.splitter.open_streams),
     ("sluice_undetected_connections", "gauge", "Connections whose protocol is not known yet.", |pod| {
         pod.undetected_connections as u64

@@ -20,7 +20,7 @@ pub(super) fn page(view: &View) -> String {
             State::Draining => "draining",
         },
         "cgroup": cgroup,
-        "services": services.into_iter().map(|service| one_service(service, view)).collect::<Value>(),
+        "services": services.into_iter().map(|service| one_service(service)).collect::<Value>(),
         "left_alone": built.left_alone.iter().map(left_alone).collect::<Value>(),
         "pods": pods.iter().map(|pod| one_pod(pod, view)).collect::<Value>(),
         "kernel_verdicts": Value::Object(verdicts.collect()),
@@ -30,11 +30,11 @@ pub(super) fn page(view: &View) -> String {
     format!("{page:#}\n")
 }
 
-fn one_service(service: &Service, view: &View) -> Value {
-    let endpoints = service.endpoints.iter().map(|endpoint| {
-        let open: u64 = view.open_streams(service.addr, endpoint.addr);
-        json!({ "address": endpoint.addr.to_string(), "identity": endpoint.identity, "open_streams": open })
-    });
+fn one_service(service: &Service) -> Value {
+    let endpoints = service
+        .endpoints
+        .iter()
+        .map(|endpoint| json!({ "address": endpoint.addr.to_string(), "identity": endpoint.identity }));
     json!({
         "name": service.name.to_string(),
         "address": service.addr.to_string(),
