@@ -3,7 +3,7 @@
 //! Behind another agent's program the destination is that agent's listener, which is no Service: it stays.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
-use core::ptr::{addr_of, addr_of_mut};
+use core::ptr::{addr_of, addr_of_mut, copy_nonoverlapping};
 
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
@@ -115,8 +115,8 @@ fn remember(ctx: &SockAddrContext, mut original: Original) -> Result<(), Verdict
     if stored.is_null() {
         return Err(Verdict::NoStorage);
     }
-    // SAFETY: not null, and this socket's own.
-    unsafe { *stored = original };
+    // SAFETY: not null, this socket's own, and not on this program's stack.
+    unsafe { copy_nonoverlapping(&original, stored, 1) };
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The maps, as the contract in `lib.rs` describes them. `#[btf_map]` gives each a BTF description, so that
 //! `bpftool map dump name …` prints the contract's field names.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf::{
@@ -8,11 +9,14 @@ use sluice_ebpf::{
     PodKey, PodValue, ServiceKey, ServiceValue, UNENROLLED_BYTES, Unenrolled,
 };
 
-#[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }> = HashMap::new();
+/// Memory for an entry when it comes: a node has far fewer Services and pods than the maps may hold.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
-pub(crate) static PODS: HashMap<PodKey, PodValue, { MAX_PODS as usize }> = HashMap::new();
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceValue, { MAX_SERVICES as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub(crate) static PODS: HashMap<PodKey, PodValue, { MAX_PODS as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
 pub(crate) static HEARTBEAT: Array<Heartbeat, { MAX_WORKERS as usize }> = Array::new();

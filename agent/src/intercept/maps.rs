@@ -140,7 +140,8 @@ impl Heartbeat {
         self.stamp(0);
     }
 
-    fn stamp(&mut self, monotonic_ns: u64) {
+    /// Stamps a time of CLOCK_MONOTONIC.
+    pub fn stamp(&mut self, monotonic_ns: u64) {
         if let Err(error) = self.map.set(self.worker, sluice_ebpf::Heartbeat { monotonic_ns }, 0) {
             tracing::warn!(worker = self.worker, %error, "map HEARTBEAT does not take a stamp; connects are left alone");
         }
