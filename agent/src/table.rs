@@ -14,6 +14,8 @@ mod endpoints;
 mod problem;
 mod select;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use build::{Built, Ids, build};
 pub use endpoints::misplaced;

@@ -7,7 +7,9 @@ use crate::table::{Problem, Update};
 
 mod dir;
 mod files;
-mod parse;
+pub(crate) mod parse;
+#[cfg(test)]
+mod tests;
 
 pub use dir::Dir;
 

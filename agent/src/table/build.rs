@@ -63,11 +63,8 @@ pub fn build(store: &Store, ids: &mut Ids) -> Built {
     for pod in store.pods.values() {
         let object = Object::Pod(pod.clone());
         select::check_keys(&object, &mut building.built.problems);
-        if select::pod_opted_out(&object, &mut building.built.problems)
-            && let Some(uid) = &pod.metadata.uid
-        {
-            building.built.opted_out_pods.insert(uid.clone());
-        }
+        let opted_out = select::opted_out_pod(&object, &mut building.built.problems);
+        building.built.opted_out_pods.extend(opted_out);
     }
     let Building { ids, built, .. } = building;
     ids.by_addr.retain(|addr, _| built.table.services.contains_key(addr));

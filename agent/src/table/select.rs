@@ -76,7 +76,9 @@ impl Reason {
             Reason::NotTcp(_) => "none: gRPC runs over TCP",
             Reason::SessionAffinity => "set sessionAffinity: None",
             Reason::InternalTrafficLocal => "set internalTrafficPolicy: Cluster",
-            Reason::NoEndpoints => "see why no Pod of the Service is ready",
+            Reason::NoEndpoints => {
+                "see why no Pod of the Service is ready; in a folder of manifests, see that an EndpointSlice has the label kubernetes.io/service-name and a port of the same name"
+            }
             Reason::AddressTaken(_) => "give one of the two Services another ClusterIP or port",
         }
     }
@@ -124,10 +126,10 @@ pub(super) struct Word {
 
 impl Word {
     /// `namespace`: the redirect annotation of the Service's Namespace. Its own problems are reported with the Namespace.
-    pub(super) fn of(service: &Service, namespace: Option<&Arc<str>>, problems: &mut Vec<Problem>) -> Word {
+    pub(super) fn of(service: &Arc<Service>, namespace: Option<&Arc<str>>, problems: &mut Vec<Problem>) -> Word {
         let written = service.metadata.annotations.redirect.as_deref();
         let own = written.and_then(Redirect::read);
-        let place = || place(&Object::Service(Arc::new(service.clone())));
+        let place = || place(&Object::Service(service.clone()));
         if let (Some(value), None) = (written, &own) {
             problems.push(unreadable(place(), REDIRECT, value, REDIRECT_ON_SERVICE));
         }
@@ -178,8 +180,8 @@ fn says_grpc(port: &ServicePort) -> bool {
 }
 
 /// How a Service wants its endpoints chosen.
-pub(super) fn policy(service: &Service, problems: &mut Vec<Problem>) -> Policy {
-    let place = || place(&Object::Service(Arc::new(service.clone())));
+pub(super) fn policy(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Policy {
+    let place = || place(&Object::Service(service.clone()));
     match service.metadata.annotations.load_balancer.as_deref() {
         None => Policy::default(),
         Some("round-robin") => Policy::RoundRobin,
@@ -200,14 +202,25 @@ pub(super) fn policy(service: &Service, problems: &mut Vec<Problem>) -> Policy {
     }
 }
 
-/// Whether a Pod's own connections are to be left alone.
-pub(super) fn pod_opted_out(object: &Object, problems: &mut Vec<Problem>) -> bool {
+/// The UID of a Pod whose own connections are to be left alone.
+pub(super) fn opted_out_pod(object: &Object, problems: &mut Vec<Problem>) -> Option<Arc<str>> {
     match object.metadata().annotations.redirect.as_deref().map(str::trim) {
-        None | Some("true") => false,
-        Some("false") => true,
+        None | Some("true") => None,
+        Some("false") => {
+            let uid = object.metadata().uid.clone();
+            if uid.is_none() {
+                problems.push(Problem {
+                    place: place(object),
+                    field: "metadata.uid".to_owned(),
+                    message: format!("{REDIRECT} is \"false\", but a Pod is recognised by its UID and this has none"),
+                    cure: "write metadata.uid as `kubectl get pod -o yaml` shows it".to_owned(),
+                });
+            }
+            uid
+        }
         Some(other) => {
             problems.push(unreadable(place(object), REDIRECT, other, REDIRECT_ON_POD));
-            false
+            None
         }
     }
 }

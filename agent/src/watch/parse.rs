@@ -1,8 +1,8 @@
 //! A file's text in, its objects out, or the first problem with line, column, field and cure. YAML with any number of
 //! documents, JSON (which is YAML), lists. Objects of other kinds are passed over: ordinary manifests hold many.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, io, thread};
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -12,22 +12,39 @@ use serde_saphyr::Options;
 use crate::table::object::{EndpointSlice, Kind, Namespace, Object, Pod, Service};
 use crate::table::{Place, Problem, misplaced};
 
+/// How deeply a file may be nested. Schemas in CustomResourceDefinitions reach some dozens.
+const MAX_DEPTH: usize = 200;
+/// Bytes for the parser's recursion: a level takes about 25 KiB in a build without optimisation. Only what is used of it
+/// takes memory.
+const STACK: usize = 16 << 20;
+
 /// An object and the line where its document begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Parsed {
-    pub(super) object: Object,
-    pub(super) line: u64,
+pub(crate) struct Parsed {
+    pub(crate) object: Object,
+    pub(crate) line: u64,
 }
 
 /// All objects of a file that the table is built from. One problem holds back the whole file: half of it may be worse
 /// than what was there before.
-pub(super) fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
-    let mut objects = Vec::new();
-    for document in documents(text) {
-        let found = document.objects().map_err(|fault| fault.into_problem(file, document.first_line))?;
-        objects.extend(found.into_iter().map(|object| Parsed { object, line: document.first_line }));
-    }
-    Ok(objects)
+pub(crate) fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
+    let parse = || {
+        let mut objects = Vec::new();
+        for document in documents(text) {
+            let found = document.objects().map_err(|fault| fault.into_problem(file, document.first_line))?;
+            objects.extend(found.into_iter().map(|object| Parsed { object, line: document.first_line }));
+        }
+        Ok(objects)
+    };
+    // The parser recurses, and the depth of a file must not decide whether the agent lives.
+    let parsed = thread::scope(|scope| {
+        let parser = thread::Builder::new().name("parse".to_owned()).stack_size(STACK).spawn_scoped(scope, parse)?;
+        Ok(parser.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    parsed.unwrap_or_else(|error: io::Error| {
+        let fault = Fault::whole(format!("no thread to parse it: {error}"), "raise the limit of threads");
+        Err(fault.into_problem(file, 1))
+    })
 }
 
 /// One document of a file.
@@ -124,8 +141,7 @@ fn options() -> Options {
         // The API server takes no number and no boolean for a string; a manifest that works here should work there.
         no_schema: true,
         budget: serde_saphyr::budget! {
-            // Schemas in CustomResourceDefinitions are nested deeply.
-            max_depth: 200,
+            max_depth: MAX_DEPTH,
         },
     }
 }
