@@ -5,12 +5,17 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 
-/// Number (linux/capability.h), name, and what needs it.
+/// Numbers of linux/capability.h.
+const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// Number, name, and what needs it.
 const NEEDED: [(u32, &str, &str); 5] = [
-    (39, "CAP_BPF", "loads the kernel programs"),
-    (38, "CAP_PERFMON", "lets them read the kernel's socket fields"),
+    (BPF, "CAP_BPF", "loads the kernel programs"),
+    (PERFMON, "CAP_PERFMON", "lets them read the kernel's socket fields"),
     (12, "CAP_NET_ADMIN", "attaches them to the pods' cgroup"),
-    (21, "CAP_SYS_ADMIN", "opens listeners inside pods' network namespaces"),
+    (SYS_ADMIN, "CAP_SYS_ADMIN", "opens listeners inside pods' network namespaces"),
     (19, "CAP_SYS_PTRACE", "finds the namespaces of pods' processes in /proc"),
 ];
 
@@ -33,8 +38,11 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// CAP_SYS_ADMIN stands for the first two, which were split off from it (Linux 5.8).
 fn missing(effective: u64) -> impl Iterator<Item = (&'static str, &'static str)> {
-    NEEDED.into_iter().filter(move |(bit, ..)| effective & (1 << bit) == 0).map(|(_, name, purpose)| (name, purpose))
+    let implied = if effective & (1 << SYS_ADMIN) == 0 { 0 } else { 1 << BPF | 1 << PERFMON };
+    let held = effective | implied;
+    NEEDED.into_iter().filter(move |(bit, ..)| held & (1 << bit) == 0).map(|(_, name, purpose)| (name, purpose))
 }
 
 #[cfg(test)]
@@ -50,6 +58,7 @@ mod tests {
         assert!(lacking("000001ffffffffff").is_empty());
         assert!(lacking("0000000000000000").len() == NEEDED.len());
         assert_eq!(lacking("000001fffff7ffff"), ["CAP_SYS_PTRACE"]);
+        assert!(lacking("0000000000281000").is_empty(), "CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON");
         assert_eq!(effective("Name:\tx\n"), None);
     }
 }
