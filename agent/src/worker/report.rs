@@ -67,7 +67,7 @@ impl Worker {
                     accepted: pod.accepted,
                     without_flow: pod.without_flow,
                     dials_failed: pod.dials_failed,
-                    splitter: pod.splitter.as_ref().map(Splitter::stats).cloned().unwrap_or_default(),
+                    splitter: pod.splitter.as_ref().map(Splitter::stats).unwrap_or_default(),
                 };
                 (key, report)
             })
