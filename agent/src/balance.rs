@@ -130,6 +130,12 @@ impl ServiceLoad {
         state.service = service;
     }
 
+    /// Whether there is an endpoint besides `current` and those in `tried`.
+    pub fn lists_another(&self, tried: &[Rc<EndpointLoad>], current: &Rc<EndpointLoad>) -> bool {
+        let is_new = |listed| !Rc::ptr_eq(listed, current) && !tried.iter().any(|tried| Rc::ptr_eq(tried, listed));
+        self.state.borrow().endpoints.iter().any(is_new)
+    }
+
     /// Chooses an endpoint for one more stream. Endpoints in `avoid` (tried before for this stream) and those that could
     /// not be dialled lately are chosen only where no other is left. `None`: the Service has no endpoint.
     pub fn pick(&self, now: Instant, rng: &mut fastrand::Rng, avoid: &[Rc<EndpointLoad>]) -> Option<Picked> {

@@ -5,6 +5,8 @@ pub mod balance;
 pub mod detect;
 pub mod netns;
 pub mod opaque;
+pub mod publish;
 pub mod splitter;
 pub mod table;
+pub mod watch;
 pub mod worker;

@@ -7,6 +7,22 @@ use std::sync::Arc;
 
 use crate::addr::{EndpointAddr, ServiceAddr};
 
+pub mod object;
+
+mod build;
+mod endpoints;
+mod problem;
+mod select;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use build::{Built, Ids, build};
+pub use endpoints::misplaced;
+pub use problem::{Place, Problem, Problems};
+pub use select::{LeftAlone, Reason};
+pub use store::{Name, Store, Update};
+
 /// How an endpoint is chosen for a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {

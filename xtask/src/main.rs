@@ -1,1 +1,70 @@
-fn main() {}
+//! `cargo xtask`: what is done with this repository besides compiling it. In: a command line; out: an exit status.
+//! Each task is a file of its own.
+
+mod demo;
+mod ebpf;
+mod host;
+mod node;
+mod scene;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// Tasks of the sluice repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show on a simulated node what sluice changes: the same calls through kube-proxy and through sluice
+    Demo(demo::Options),
+    /// A simulated node as a playground
+    #[command(subcommand)]
+    Node(NodeTask),
+    /// Run all tests, or one layer of them
+    Test(test::Options),
+    /// Rebuild the BPF object from source
+    Ebpf(EbpfOptions),
+}
+
+#[derive(Subcommand)]
+enum NodeTask {
+    /// Run a command in a client pod, beside backends and the agent
+    Run(node::Options),
+}
+
+#[derive(Args)]
+struct EbpfOptions {
+    /// Change nothing; fail if the committed object is not what the source builds
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Node(NodeTask::Run(options)) => node::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Ebpf(options) => {
+            let check = options.check.then(|| "--check".to_owned());
+            ebpf::run(check.as_slice()).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,91 +1,503 @@
 //! One pod's HTTP/2 world as a pure state machine: client connections, endpoint connections, streams paired one to one.
 //!
 //! The contract: after any `handle_*`, the owner (1) takes effects with `poll_effect` until `None`, (2) writes
-//! `output(c)` for each connection named by `Effect::Write` and says `consumed(c, n)`, which may make more output,
-//! and (3) arms a timer for `next_deadline`. `handle_*` never fails: a peer's error becomes output, effects and state.
+//! `output(c)` for each connection named by [`Effect::Write`] and says `consumed(c, n)`, which may make more output and
+//! effects, and (3) arms a timer for `next_deadline`. `handle_*` never fails: a peer's error becomes output, effects
+//! and state. No socket, clock or thread in here; bytes of one stream never wait for another's, but for RFC 9113's own
+//! rules for connections.
 
+mod conn;
+mod flood;
+mod flow;
+mod forward;
+mod frame;
+pub mod hpack;
+mod limits;
+mod message;
+mod pair;
+mod receive;
+mod request;
+mod response;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::addr::EndpointAddr;
-use crate::balance::{EndpointLoad, Picked, ServiceLoad};
+use rustc_hash::FxHashMap;
 
-pub mod hpack;
+use crate::addr::EndpointAddr;
+use crate::balance::{EndpointLoad, ServiceLoad};
+
+use conn::{Conn, Conns, Drain, Role, State, WakeList};
+use hpack::HeaderList;
+use pair::{PairKey, Pairs};
+
+pub use frame::{PREFACE, Reason};
+pub use limits::{Floods, Limits};
+
+/// What the PING between the two GOAWAYs of a graceful end carries.
+const DRAIN_PING: &[u8; 8] = b"sluice\0\0";
 
 /// A connection, client's or endpoint's, in one splitter. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId { pub(crate) index: u32, pub(crate) generation: u32 }
+pub struct ConnId {
+    index: u32,
+    generation: u32,
+}
 
 impl ConnId {
-    /// Dense and reused: for the owner's own table of sockets. Valid until `Effect::Close` of this connection.
-    pub fn index(self) -> usize { self.index as usize }
+    /// Dense and reused: for the owner's own table of sockets. Valid until [`Effect::Close`] of this connection.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
 }
 
 /// What the owner is to do, in this order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Dial the endpoint for this new connection; answer with `connected` or `closed`.
+    /// Dial the endpoint for this new connection; answer with `handle_connected` or `handle_closed`.
     Dial(ConnId, EndpointAddr),
     /// The connection has output that it did not have before. Named once until the output was empty again.
     Write(ConnId),
-    /// Write what `output` still holds, then shut down and forget the connection; the splitter has forgotten it after
-    /// the output is consumed. Sent once per connection, except for those that ended by `handle_closed`, which are
-    /// forgotten at once and get no effect.
+    /// Write what `output` still holds, then shut down and forget the connection; the splitter forgets it when the
+    /// output is consumed, or at once where there is none. Sent once per connection, except for those that ended by
+    /// `handle_closed`, which are forgotten at once and get no effect.
     Close(ConnId),
 }
 
 /// Which deadline `next_deadline` stands for: makes a spinning timer explain itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeadlineReason { Preface, SettingsAck, Drain, DrainEnd, IdleEndpoint }
-
-/// Sizes and counts that bound one pod; all in bytes unless said otherwise.
-#[derive(Clone, Debug)]
-pub struct Limits { /* validated, documented fields */ }
-
-impl Default for Limits { fn default() -> Self { Limits {} } }
-
-pub struct Splitter { }
-
-impl Splitter {
-    pub fn new(limits: Rc<Limits>, rng: fastrand::Rng) -> Self { let _ = (limits, rng); unimplemented!() }
-
-    /// A client connection that was detected to speak HTTP/2. Its bytes, preface included, come by `handle_bytes`.
-    pub fn handle_accepted(&mut self, now: Instant, service: &Rc<ServiceLoad>) -> ConnId { let _ = (now, service); unimplemented!() }
-    /// The dial asked for by `Effect::Dial` succeeded.
-    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) { let _ = (now, conn); unimplemented!() }
-    /// Bytes received on a connection, in order, in chunks of any size.
-    pub fn handle_bytes(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) { let _ = (now, conn, bytes); unimplemented!() }
-    /// The peer closed its sending direction (read returned 0).
-    pub fn handle_eof(&mut self, now: Instant, conn: ConnId) { let _ = (now, conn); unimplemented!() }
-    /// The dial failed, or the socket failed, reset, or broke in both directions: the connection is gone.
-    pub fn handle_closed(&mut self, now: Instant, conn: ConnId) { let _ = (now, conn); unimplemented!() }
-    /// A Service's endpoints changed (`ServiceLoad::update` was called): endpoint connections of those gone take no new stream.
-    pub fn handle_endpoints_changed(&mut self, now: Instant) { let _ = now; unimplemented!() }
-    /// `next_deadline` has come. Calls that come early or late are harmless.
-    pub fn handle_deadline(&mut self, now: Instant) { let _ = now; unimplemented!() }
-    /// Graceful end (two-step GOAWAY, RFC 9113 §6.8) of the client connections of one Service, or of all. Streams still
-    /// open at `until` are reset.
-    pub fn drain(&mut self, now: Instant, service: Option<&Rc<ServiceLoad>>, until: Instant) { let _ = (now, service, until); unimplemented!() }
-
-    /// What is to be written next on this connection, contiguous; empty: nothing.
-    pub fn output(&self, conn: ConnId) -> &[u8] { let _ = conn; unimplemented!() }
-    /// The first `n` bytes of `output` have been taken by the socket.
-    pub fn consumed(&mut self, now: Instant, conn: ConnId, n: usize) { let _ = (now, conn, n); unimplemented!() }
-    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer;
-    /// it turns true again by `consumed` on the same connection.
-    pub fn wants_read(&self, conn: ConnId) -> bool { let _ = conn; unimplemented!() }
-    pub fn poll_effect(&mut self) -> Option<Effect> { unimplemented!() }
-    pub fn next_deadline(&self) -> Option<(Instant, DeadlineReason)> { unimplemented!() }
-    /// No connection is left.
-    pub fn is_empty(&self) -> bool { unimplemented!() }
-    /// Counters since the beginning, for metrics and status.
-    pub fn stats(&self) -> &Stats { unimplemented!() }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeadlineReason {
+    /// An endpoint that accepted has sent no SETTINGS.
+    EndpointSettings,
+    /// An endpoint connection may have been without streams for long.
+    IdleEndpoint,
+    /// A draining client has not acknowledged the PING.
+    DrainPing,
+    /// The grace period of a drain is over.
+    DrainEnd,
 }
 
-/// Counters of one splitter; all count up except where said.
-#[derive(Clone, Debug, Default)]
+/// Counters of one splitter, since its beginning except where said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    pub client_connections: u64, pub endpoint_connections: u64, pub streams: u64, pub streams_failed: u64, pub streams_replayed: u64,
+    pub client_connections: u64,
+    pub endpoint_connections: u64,
+    /// Requests taken up.
+    pub streams: u64,
+    /// Requests that we had to answer ourselves, since no endpoint did.
+    pub streams_failed: u64,
+    /// Requests given to another endpoint or connection, since the first provably did not process them.
+    pub streams_replayed: u64,
+    /// Connections ended for a breach of the protocol.
+    pub protocol_errors: u64,
+    /// Connections ended for a flood.
+    pub floods: u64,
     /// Now open.
     pub open_streams: u64,
+}
+
+/// See the module.
+pub struct Splitter {
+    limits: Rc<Limits>,
+    rng: fastrand::Rng,
+    /// One for all HPACK contexts: a field's hash, found by one, serves the others.
+    hash_seed: u64,
+    conns: Conns,
+    pairs: Pairs,
+    /// Endpoint connections that take new streams, by endpoint.
+    pools: FxHashMap<*const EndpointLoad, Vec<ConnId>>,
+    effects: VecDeque<Effect>,
+    wake: WakeList,
+    timers: BinaryHeap<Reverse<(Instant, ConnId, DeadlineReason)>>,
+    /// The header list in hand; its memory is used again and again.
+    list: HeaderList,
+    spare_lists: Vec<HeaderList>,
+    /// Payload bytes that came and have not gone on, over all pairs.
+    held: usize,
+    /// Bytes in the replay buffers of all pairs.
+    replay_held: usize,
+    /// All clients are to go; until when.
+    draining: Option<Instant>,
+    stats: Stats,
+}
+
+impl std::fmt::Debug for Splitter {
+    /// Connections with their streams: for a test that got stuck, and for a trace.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:?}", self.stats())?;
+        self.conns.live().try_for_each(|conn| writeln!(f, "{conn:?}"))?;
+        self.pairs.live().try_for_each(|pair| writeln!(f, "{pair:?}"))
+    }
+}
+
+impl Splitter {
+    /// `rng` seeds hashes and chance; the same seed and inputs give the same outputs.
+    pub fn new(limits: Rc<Limits>, mut rng: fastrand::Rng) -> Self {
+        Self {
+            limits,
+            hash_seed: rng.u64(..),
+            rng,
+            conns: Conns::default(),
+            pairs: Pairs::default(),
+            pools: FxHashMap::default(),
+            effects: VecDeque::new(),
+            wake: WakeList::default(),
+            timers: BinaryHeap::new(),
+            list: HeaderList::new(),
+            spare_lists: Vec::new(),
+            held: 0,
+            replay_held: 0,
+            draining: None,
+            stats: Stats::default(),
+        }
+    }
+
+    /// A client connection that was detected to speak HTTP/2. Its bytes, preface included, come by `handle_bytes`.
+    pub fn handle_accepted(&mut self, now: Instant, service: &Rc<ServiceLoad>) -> ConnId {
+        self.stats.client_connections += 1;
+        let id = self.new_conn(now, Role::Client(Rc::clone(service)));
+        if let Some(until) = self.draining {
+            self.announce_drain(now, id.index, until);
+        }
+        id
+    }
+
+    /// The dial asked for by [`Effect::Dial`] succeeded.
+    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) {
+        let Some(c) = self.conns.slot(conn) else { return };
+        let dialled = &mut self.conns[c];
+        if dialled.state != State::Dialing {
+            return;
+        }
+        dialled.state = State::Open;
+        if let Role::Endpoint(endpoint) = &dialled.role {
+            endpoint.connected();
+        }
+        // Its greeting waits since the dial began.
+        self.wake.borrow_mut().push(conn);
+        self.arm(now + self.limits.settings_timeout, conn, DeadlineReason::EndpointSettings);
+        self.arm(now + self.limits.idle_timeout, conn, DeadlineReason::IdleEndpoint);
+    }
+
+    /// The peer closed its sending direction: HTTP/2 has no use for the other one.
+    pub fn handle_eof(&mut self, now: Instant, conn: ConnId) {
+        if let Some(c) = self.conns.slot(conn) {
+            self.effects.push_back(Effect::Close(conn));
+            self.lose_conn(now, c);
+        }
+    }
+
+    /// The dial failed, or the socket failed, reset, or broke in both directions: the connection is gone.
+    pub fn handle_closed(&mut self, now: Instant, conn: ConnId) {
+        if let Some(c) = self.conns.slot(conn) {
+            self.lose_conn(now, c);
+        }
+    }
+
+    /// Endpoints of some Service changed (`ServiceLoad::update` was called): connections to those gone take no new stream.
+    pub fn handle_endpoints_changed(&mut self, now: Instant) {
+        for id in self.conns.ids() {
+            if let Some(c) = self.conns.slot(id)
+                && let Role::Endpoint(endpoint) = &self.conns[c].role
+                && !endpoint.is_current()
+                && !self.conns[c].retired
+            {
+                self.retire(now, c);
+            }
+        }
+    }
+
+    /// `next_deadline` has come. Calls that come early or late are harmless.
+    pub fn handle_deadline(&mut self, now: Instant) {
+        while let Some(&Reverse((at, conn, reason))) = self.timers.peek() {
+            if at > now {
+                return;
+            }
+            self.timers.pop();
+            let Some(c) = self.conns.slot(conn) else { continue };
+            match reason {
+                DeadlineReason::EndpointSettings => {
+                    if !self.conns[c].settled && self.conns[c].state == State::Open {
+                        self.fail_conn(now, c, Reason::SETTINGS_TIMEOUT, "no SETTINGS");
+                    }
+                }
+                DeadlineReason::IdleEndpoint => self.check_idle(now, c),
+                DeadlineReason::DrainPing => self.finish_drain(now, c),
+                DeadlineReason::DrainEnd => {
+                    if self.conns[c].state != State::Closing {
+                        self.fail_conn(now, c, Reason::NO_ERROR, "grace period is over");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Graceful end (two-step GOAWAY, RFC 9113 §6.8) of the client connections of one Service, or of all that there are
+    /// and come. Those still open at `until` are closed.
+    pub fn drain(&mut self, now: Instant, service: Option<&Rc<ServiceLoad>>, until: Instant) {
+        if service.is_none() {
+            self.draining = Some(until);
+        }
+        for id in self.conns.ids() {
+            if let Some(c) = self.conns.slot(id)
+                && let Role::Client(of) = &self.conns[c].role
+                && service.is_none_or(|service| Rc::ptr_eq(service, of))
+            {
+                self.announce_drain(now, c, until);
+            }
+        }
+        self.close_endpoints_if_drained(now);
+    }
+
+    /// What is to be written next on this connection, contiguous; empty: nothing.
+    pub fn output(&self, conn: ConnId) -> &[u8] {
+        self.conns.slot(conn).map_or(&[], |c| self.conns[c].output())
+    }
+
+    /// The first `n` bytes of `output` have been taken by the socket.
+    pub fn consumed(&mut self, now: Instant, conn: ConnId, n: usize) {
+        let Some(c) = self.conns.slot(conn) else { return };
+        let written = &mut self.conns[c];
+        written.consume(n);
+        if written.state == State::Closing {
+            if written.backlog() == 0 {
+                self.conns.remove(conn);
+            }
+            return;
+        }
+        if written.backlog() < self.limits.output_high {
+            if !written.waiting.is_empty() {
+                self.admit(now, c);
+            }
+            self.pump(now, c);
+        }
+    }
+
+    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer;
+    /// it turns true again by `consumed` on the same connection.
+    pub fn wants_read(&self, conn: ConnId) -> bool {
+        self.conns.slot(conn).is_some_and(|c| {
+            let conn = &self.conns[c];
+            conn.state == State::Open && conn.backlog() < self.limits.output_stop
+        })
+    }
+
+    /// The next thing to do, `None` when all is done.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        loop {
+            let id = self.wake.borrow_mut().pop()?;
+            if self.conns.slot(id).is_some_and(|c| self.conns[c].state != State::Dialing) {
+                return Some(Effect::Write(id));
+            }
+        }
+    }
+
+    /// When `handle_deadline` is to be called next, and why.
+    pub fn next_deadline(&self) -> Option<(Instant, DeadlineReason)> {
+        self.timers.peek().map(|Reverse((at, _, reason))| (*at, *reason))
+    }
+
+    /// No connection is left.
+    pub fn is_empty(&self) -> bool {
+        self.conns.len() == 0
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats { open_streams: self.pairs.len() as u64, ..self.stats }
+    }
+
+    fn new_conn(&mut self, now: Instant, role: Role) -> ConnId {
+        let (limits, seed, wake) = (Rc::clone(&self.limits), self.hash_seed, Rc::clone(&self.wake));
+        self.conns.insert(|id| Conn::new(id, role, now, &limits, seed, wake))
+    }
+
+    fn arm(&mut self, at: Instant, conn: ConnId, reason: DeadlineReason) {
+        self.timers.push(Reverse((at, conn, reason)));
+    }
+
+    /// Step one: no stream is refused yet, but the client learns to open the next ones elsewhere.
+    fn announce_drain(&mut self, now: Instant, c: u32, until: Instant) {
+        let conn = &mut self.conns[c];
+        if conn.drain != Drain::No || conn.state != State::Open {
+            return;
+        }
+        conn.drain = Drain::Announced;
+        let id = conn.id;
+        frame::write_goaway(conn.out(), 0x7fff_ffff, Reason::NO_ERROR, "");
+        frame::write_ping(conn.out(), false, DRAIN_PING);
+        self.arm((now + self.limits.drain_ping).min(until), id, DeadlineReason::DrainPing);
+        self.arm(until, id, DeadlineReason::DrainEnd);
+    }
+
+    /// Step two: the client has seen the first GOAWAY (or had its time): what it opened so far is all.
+    fn finish_drain(&mut self, now: Instant, c: u32) {
+        let conn = &mut self.conns[c];
+        if conn.drain != Drain::Announced || conn.state != State::Open {
+            return;
+        }
+        let last = conn.stream_mark;
+        conn.drain = Drain::Final(last);
+        frame::write_goaway(conn.out(), last, Reason::NO_ERROR, "");
+        self.close_if_unused(now, c);
+    }
+
+    /// A client at the end of its drain, or an endpoint that takes no new stream, is closed with its last stream.
+    fn close_if_unused(&mut self, now: Instant, c: u32) {
+        if self.conns.is_gone(c) {
+            return;
+        }
+        let conn = &mut self.conns[c];
+        if conn.state == State::Closing || !conn.streams.is_empty() {
+            return;
+        }
+        match conn.role {
+            Role::Client(_) if matches!(conn.drain, Drain::Final(_)) => self.begin_close(now, c),
+            Role::Endpoint(_) if conn.retired && conn.waiting.is_empty() => {
+                frame::write_goaway(conn.out(), 0, Reason::NO_ERROR, "");
+                self.begin_close(now, c);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nothing more is read; what is in the output still goes out. Streams have been taken off it before.
+    fn begin_close(&mut self, now: Instant, c: u32) {
+        let conn = &mut self.conns[c];
+        let (id, client) = (conn.id, matches!(conn.role, Role::Client(_)));
+        debug_assert!(conn.streams.is_empty() && conn.waiting.is_empty(), "closed with streams on it");
+        self.leave_pool(c);
+        let conn = &mut self.conns[c];
+        let silent = conn.state == State::Dialing || conn.backlog() == 0;
+        conn.state = State::Closing;
+        self.effects.push_back(Effect::Close(id));
+        if silent {
+            self.conns.remove(id);
+        }
+        if client {
+            self.close_endpoints_if_drained(now);
+        }
+    }
+
+    /// The connection is gone, with all that was on it.
+    fn lose_conn(&mut self, now: Instant, c: u32) {
+        let (id, client) = (self.conns[c].id, matches!(self.conns[c].role, Role::Client(_)));
+        self.abandon(now, c);
+        self.conns.remove(id);
+        if client {
+            self.close_endpoints_if_drained(now);
+        }
+    }
+
+    /// A connection error (RFC 9113 §5.4.1): GOAWAY, and the end.
+    fn fail_conn(&mut self, now: Instant, c: u32, reason: Reason, debug: &'static str) {
+        let conn = &mut self.conns[c];
+        let last = conn.last_stream();
+        frame::write_goaway(conn.out(), last, reason, debug);
+        match reason {
+            Reason::NO_ERROR => {}
+            Reason::ENHANCE_YOUR_CALM => self.stats.floods += 1,
+            _ => self.stats.protocol_errors += 1,
+        }
+        self.abandon(now, c);
+        self.begin_close(now, c);
+    }
+
+    /// Takes every stream off a connection that is about to end.
+    fn abandon(&mut self, now: Instant, c: u32) {
+        self.leave_pool(c);
+        let conn = &mut self.conns[c];
+        // Nothing may be sent or opened on it from here on, whatever the loops below set going.
+        let dialled = conn.state != State::Dialing;
+        conn.state = State::Closing;
+        conn.retired = true;
+        conn.block = None;
+        let mut streams: Vec<(u32, PairKey)> = conn.streams.drain().collect();
+        // In the order they came, so that equal inputs give equal outputs.
+        streams.sort_unstable_by_key(|(stream, _)| *stream);
+        let waiting = std::mem::take(&mut conn.waiting);
+        match &conn.role {
+            Role::Client(_) => {
+                for (_, key) in streams {
+                    self.cancel(now, key);
+                }
+            }
+            Role::Endpoint(endpoint) => {
+                if !dialled || !conn.settled {
+                    endpoint.connect_failed(now);
+                }
+                let flushed = conn.flushed;
+                for (_, key) in streams {
+                    self.endpoint_lost(now, key, flushed);
+                }
+                for key in waiting {
+                    self.endpoint_unreachable(now, key);
+                }
+            }
+        }
+    }
+
+    /// No new stream on it; those that wait go elsewhere, those that run finish.
+    fn retire(&mut self, now: Instant, c: u32) {
+        self.leave_pool(c);
+        let conn = &mut self.conns[c];
+        conn.retired = true;
+        for key in std::mem::take(&mut conn.waiting) {
+            self.dispatch(now, key);
+        }
+        self.close_if_unused(now, c);
+    }
+
+    fn leave_pool(&mut self, c: u32) {
+        let conn = &self.conns[c];
+        if let Role::Endpoint(endpoint) = &conn.role {
+            let key = Rc::as_ptr(endpoint);
+            if let Some(pool) = self.pools.get_mut(&key) {
+                pool.retain(|id| *id != conn.id);
+                if pool.is_empty() {
+                    self.pools.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn check_idle(&mut self, now: Instant, c: u32) {
+        let conn = &self.conns[c];
+        if conn.state != State::Open {
+            return;
+        }
+        let close_at = conn.idle_since.unwrap_or(now) + self.limits.idle_timeout;
+        if close_at <= now {
+            self.retire(now, c);
+        } else {
+            self.arm(close_at, conn.id, DeadlineReason::IdleEndpoint);
+        }
+    }
+
+    fn close_endpoints_if_drained(&mut self, now: Instant) {
+        let is_client = |conn: &Conn| matches!(conn.role, Role::Client(_)) && conn.state != State::Closing;
+        if self.draining.is_none() || self.conns.live().any(is_client) {
+            return;
+        }
+        for id in self.conns.ids() {
+            if let Some(c) = self.conns.slot(id)
+                && self.conns[c].state != State::Closing
+                && !self.conns[c].retired
+            {
+                self.retire(now, c);
+            }
+        }
+    }
+
+    /// Gives a header list's memory back.
+    fn recycle(&mut self, mut list: HeaderList) {
+        if self.spare_lists.len() < 64 {
+            list.clear();
+            self.spare_lists.push(list);
+        }
+    }
 }

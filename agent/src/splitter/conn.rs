@@ -1,0 +1,393 @@
+//! One HTTP/2 connection as state: settings, windows, HPACK contexts, output, and which pair each stream belongs to.
+//!
+//! It knows nothing of its counterpart; what frames mean for pairs is in `receive`, `request`, `response`, `forward`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use rustc_hash::FxHashMap;
+
+use super::ConnId;
+use super::flood::FloodGuard;
+use super::flow::{RecvWindow, SendWindow};
+use super::frame::{self, DEFAULT_MAX_FRAME, DEFAULT_WINDOW, Reason, setting};
+use super::hpack::{Decoder, Encoder, HeaderList};
+use super::limits::Limits;
+use super::pair::{Face, PairKey, Side};
+use crate::balance::{EndpointLoad, ServiceLoad};
+
+/// SETTINGS_HEADER_TABLE_SIZE on both faces: the protocol's default, never changed.
+const HEADER_TABLE: usize = 4096;
+/// How many ended streams a connection remembers, to tell late frames from wrong ones (RFC 9113 §5.1, "closed").
+const REMEMBERED: usize = 64;
+
+/// Whose connection it is.
+pub(super) enum Role {
+    Client(Rc<ServiceLoad>),
+    Endpoint(Rc<EndpointLoad>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The owner is dialling.
+    Dialing,
+    Open,
+    /// Nothing more is read or opened; forgotten when the output is out.
+    Closing,
+}
+
+/// The graceful end (RFC 9113 §6.8), on a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    No,
+    /// GOAWAY(2^31-1) and PING are out: new streams are still welcome.
+    Announced,
+    /// GOAWAY(last) is out: streams above it are not ours.
+    Final(u32),
+}
+
+/// A header block whose CONTINUATIONs have not all come.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) stream: u32,
+    pub(super) end_stream: bool,
+    /// The HEADERS frame named its own stream as dependency (RFC 9113 §5.3.1 of old: a stream error).
+    pub(super) self_dependent: bool,
+    pub(super) bytes: Vec<u8>,
+    pub(super) continuations: u32,
+}
+
+/// The peer's SETTINGS, as far as we follow them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PeerSettings {
+    pub(super) initial_window: u32,
+    pub(super) max_frame: usize,
+    pub(super) max_streams: u32,
+}
+
+pub(super) struct Conn {
+    pub(super) id: ConnId,
+    pub(super) role: Role,
+    pub(super) state: State,
+    /// Bytes of the client's preface still to come.
+    pub(super) preface_left: usize,
+    /// The peer's first SETTINGS have come. No stream is opened towards an endpoint before.
+    pub(super) settled: bool,
+    /// A frame that has not come whole: at most one frame.
+    pub(super) tail: Vec<u8>,
+    pub(super) block: Option<Block>,
+    pub(super) decoder: Decoder,
+    pub(super) encoder: Encoder,
+    pub(super) peer: PeerSettings,
+    pub(super) send: SendWindow,
+    pub(super) recv: RecvWindow,
+    pub(super) streams: FxHashMap<u32, PairKey>,
+    /// Pairs that wait for this connection's window or for room in its output, in turn.
+    pub(super) blocked: VecDeque<PairKey>,
+    /// Client: the highest stream it opened. Endpoint: the id the next stream gets.
+    pub(super) stream_mark: u32,
+    /// Client: ids that it passed over: closed for good, though never open (RFC 9113 §5.1.1). The last few ranges.
+    skipped: VecDeque<(u32, u32)>,
+    /// Streams that ended lately, and whether we reset them.
+    closed: VecDeque<(u32, bool)>,
+    pub(super) drain: Drain,
+    /// Endpoint: no new stream (GOAWAY came, the endpoint left, ids are used up).
+    pub(super) retired: bool,
+    /// Endpoint: pairs that wait for it to be able to open a stream, in turn.
+    pub(super) waiting: VecDeque<PairKey>,
+    /// Endpoint: since when it has had no stream.
+    pub(super) idle_since: Option<Instant>,
+    pub(super) flood: FloodGuard,
+    out: Vec<u8>,
+    out_head: usize,
+    /// Bytes the socket has taken since the beginning.
+    pub(super) flushed: u64,
+    /// Named in `wake` since the output was last empty.
+    announced: bool,
+    wake: WakeList,
+}
+
+/// Connections that have output since it was last asked: each adds itself when it is written to, so that none is missed.
+pub(super) type WakeList = Rc<RefCell<Vec<ConnId>>>;
+
+impl Conn {
+    pub(super) fn new(id: ConnId, role: Role, now: Instant, limits: &Limits, seed: u64, wake: WakeList) -> Self {
+        let client = matches!(role, Role::Client(_));
+        let mut conn = Self {
+            id,
+            role,
+            state: if client { State::Open } else { State::Dialing },
+            preface_left: if client { frame::PREFACE.len() } else { 0 },
+            settled: false,
+            tail: Vec::new(),
+            block: None,
+            decoder: Decoder::new(HEADER_TABLE, seed),
+            encoder: Encoder::new(seed),
+            peer: PeerSettings {
+                initial_window: DEFAULT_WINDOW,
+                max_frame: DEFAULT_MAX_FRAME,
+                // RFC 9113 §6.5.2: unlimited until said otherwise.
+                max_streams: u32::MAX,
+            },
+            send: SendWindow::new(DEFAULT_WINDOW),
+            recv: RecvWindow::new(limits.connection_window, DEFAULT_WINDOW),
+            streams: FxHashMap::default(),
+            blocked: VecDeque::new(),
+            stream_mark: if client { 0 } else { 1 },
+            skipped: VecDeque::new(),
+            closed: VecDeque::new(),
+            drain: Drain::No,
+            retired: false,
+            waiting: VecDeque::new(),
+            idle_since: (!client).then_some(now),
+            flood: FloodGuard::new(now),
+            out: Vec::new(),
+            out_head: 0,
+            flushed: 0,
+            announced: false,
+            wake,
+        };
+        conn.greet(limits);
+        conn
+    }
+
+    /// Our half of the connection preface (RFC 9113 §3.4).
+    fn greet(&mut self, limits: &Limits) {
+        let window = (setting::INITIAL_WINDOW_SIZE, limits.stream_window);
+        let list = (setting::MAX_HEADER_LIST_SIZE, limits.header_list as u32);
+        match self.role {
+            Role::Client(_) => {
+                let streams = (setting::MAX_CONCURRENT_STREAMS, limits.client_streams);
+                frame::write_settings(self.out(), &[streams, window, list]);
+            }
+            Role::Endpoint(_) => {
+                self.out().extend_from_slice(frame::PREFACE);
+                frame::write_settings(self.out(), &[(setting::ENABLE_PUSH, 0), window, list]);
+            }
+        }
+        if let Some(increment) = self.recv.update() {
+            frame::write_window_update(self.out(), 0, increment);
+        }
+    }
+
+    pub(super) fn face(&self) -> Face {
+        match self.role {
+            Role::Client(_) => Face::Client,
+            Role::Endpoint(_) => Face::Endpoint,
+        }
+    }
+
+    /// For appending whole frames, at least one.
+    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+        if !self.announced {
+            self.announced = true;
+            self.wake.borrow_mut().push(self.id);
+        }
+        &mut self.out
+    }
+
+    /// A header block, encoded as it enters the output: the peer's table stays in step (RFC 7541 §2.2).
+    pub(super) fn write_headers(&mut self, stream: u32, end_stream: bool, fields: &HeaderList) {
+        self.out();
+        let (out, encoder) = (&mut self.out, &mut self.encoder);
+        frame::write_headers(out, stream, end_stream, self.peer.max_frame, |out| encoder.encode(fields, out));
+    }
+
+    pub(super) fn output(&self) -> &[u8] {
+        &self.out[self.out_head..]
+    }
+
+    /// Bytes that wait for the socket.
+    pub(super) fn backlog(&self) -> usize {
+        self.out.len() - self.out_head
+    }
+
+    /// Where the next frame will begin, counted since the connection's beginning.
+    pub(super) fn out_end(&self) -> u64 {
+        self.flushed + self.backlog() as u64
+    }
+
+    pub(super) fn consume(&mut self, n: usize) {
+        debug_assert!(n <= self.backlog(), "more consumed than there was");
+        self.flushed += n as u64;
+        self.out_head += n;
+        if self.out_head == self.out.len() {
+            self.out.clear();
+            self.out_head = 0;
+            self.announced = false;
+            // A quiet connection keeps no large buffer.
+            if self.out.capacity() > 16 * 1024 {
+                self.out.shrink_to(4 * 1024);
+            }
+        } else if self.out_head > 64 * 1024 {
+            self.out.drain(..self.out_head);
+            self.out_head = 0;
+        }
+    }
+
+    /// Endpoint: whether a stream may be opened on it now.
+    pub(super) fn can_open(&self, limits: &Limits) -> bool {
+        self.settled && !self.retired && !self.is_full() && self.backlog() < limits.output_high
+    }
+
+    /// Endpoint: at its MAX_CONCURRENT_STREAMS.
+    pub(super) fn is_full(&self) -> bool {
+        self.settled && self.streams.len() >= self.peer.max_streams as usize
+    }
+
+    /// Client: it opened this stream; those between were passed over.
+    pub(super) fn opened(&mut self, stream: u32) {
+        let next = if self.stream_mark == 0 { 1 } else { self.stream_mark + 2 };
+        if stream > next {
+            if self.skipped.len() == REMEMBERED {
+                self.skipped.pop_front();
+            }
+            self.skipped.push_back((next, stream - 2));
+        }
+        self.stream_mark = stream;
+    }
+
+    /// Client: it passed over this id.
+    pub(super) fn was_skipped(&self, stream: u32) -> bool {
+        self.skipped.iter().any(|&(low, high)| (low..=high).contains(&stream))
+    }
+
+    /// Whether a frame may name this stream: it is or was open (RFC 9113 §5.1, "idle").
+    pub(super) fn is_idle(&self, stream: u32) -> bool {
+        match self.role {
+            // After the final GOAWAY the client may have opened more that we do not look at.
+            Role::Client(_) if matches!(self.drain, Drain::Final(_)) => stream.is_multiple_of(2),
+            Role::Client(_) => stream.is_multiple_of(2) || stream > self.stream_mark,
+            Role::Endpoint(_) => stream.is_multiple_of(2) || stream >= self.stream_mark,
+        }
+    }
+
+    /// Takes an ended stream off the books; its unforwarded payload is credited.
+    pub(super) fn forget(&mut self, side: &Side) {
+        self.streams.remove(&side.id);
+        if side.unpaid > 0 {
+            self.release(side.unpaid);
+        }
+    }
+
+    /// Remembers an ended stream.
+    pub(super) fn remember(&mut self, stream: u32, we_reset: bool) {
+        if self.closed.len() == REMEMBERED {
+            self.closed.pop_front();
+        }
+        self.closed.push_back((stream, we_reset));
+    }
+
+    /// Of a stream that ended lately: whether we reset it. `None`: not known.
+    pub(super) fn remembered(&self, stream: u32) -> Option<bool> {
+        self.closed.iter().rev().find(|(id, _)| *id == stream).map(|(_, we_reset)| *we_reset)
+    }
+
+    /// Credit for DATA that went on or was thrown away, on the connection's window.
+    pub(super) fn release(&mut self, bytes: usize) {
+        self.recv.release(bytes);
+        if let Some(increment) = self.recv.update() {
+            frame::write_window_update(self.out(), 0, increment);
+        }
+    }
+
+    pub(super) fn reset(&mut self, stream: u32, reason: Reason) {
+        frame::write_reset(self.out(), stream, reason);
+    }
+
+    /// The last stream that GOAWAY names: what a client opened; of an endpoint, that never pushes, none.
+    pub(super) fn last_stream(&self) -> u32 {
+        match self.role {
+            Role::Client(_) => self.stream_mark,
+            Role::Endpoint(_) => 0,
+        }
+    }
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.id)
+            .field("face", &self.face())
+            .field("state", &self.state)
+            .field("drain", &self.drain)
+            .field("settled", &self.settled)
+            .field("retired", &self.retired)
+            .field("peer", &self.peer)
+            .field("send", &self.send)
+            .field("recv", &self.recv)
+            .field("streams", &self.streams.len())
+            .field("waiting", &self.waiting.len())
+            .field("blocked", &self.blocked.len())
+            .field("backlog", &self.backlog())
+            .field("tail", &self.tail.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// All connections of a splitter, in reused slots.
+#[derive(Default)]
+pub(super) struct Conns {
+    slots: Vec<(u32, Option<Box<Conn>>)>,
+    free: Vec<u32>,
+}
+
+impl Conns {
+    pub(super) fn insert(&mut self, make: impl FnOnce(ConnId) -> Conn) -> ConnId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            self.slots.len() as u32 - 1
+        });
+        let (generation, slot) = &mut self.slots[index as usize];
+        let id = ConnId { index, generation: *generation };
+        *slot = Some(Box::new(make(id)));
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: ConnId) {
+        let (generation, slot) = &mut self.slots[id.index as usize];
+        if *generation == id.generation && slot.take().is_some() {
+            *generation = generation.wrapping_add(1);
+            self.free.push(id.index);
+        }
+    }
+
+    /// The slot of a live connection; `None`: it is gone.
+    pub(super) fn slot(&self, id: ConnId) -> Option<u32> {
+        let (generation, slot) = self.slots.get(id.index as usize)?;
+        (*generation == id.generation && slot.is_some()).then_some(id.index)
+    }
+
+    /// Nothing is in this slot.
+    pub(super) fn is_gone(&self, slot: u32) -> bool {
+        self.slots[slot as usize].1.is_none()
+    }
+
+    pub(super) fn live(&self) -> impl Iterator<Item = &Conn> {
+        self.slots.iter().filter_map(|(_, slot)| slot.as_deref())
+    }
+
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        self.live().map(|conn| conn.id).collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+impl std::ops::Index<u32> for Conns {
+    type Output = Conn;
+
+    fn index(&self, slot: u32) -> &Conn {
+        self.slots[slot as usize].1.as_deref().expect("a connection that a live stream or list names")
+    }
+}
+
+impl std::ops::IndexMut<u32> for Conns {
+    fn index_mut(&mut self, slot: u32) -> &mut Conn {
+        self.slots[slot as usize].1.as_deref_mut().expect("a connection that a live stream or list names")
+    }
+}

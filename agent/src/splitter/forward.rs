@@ -1,0 +1,281 @@
+//! Payload from one stream of a pair to the other: windows, credit, the order of waiting streams, and a pair's end.
+//!
+//! Credit goes back to a sender here and only here: when its bytes have entered the receiver's output, which is
+//! bounded, or were thrown away. What cannot enter yet waits in the pair, within the window we granted.
+
+use std::time::Instant;
+
+use super::Splitter;
+use super::frame::{self, Reason};
+use super::pair::{End, Face, PairKey, Phase, Side};
+use super::receive::Fatal;
+
+/// What one stream may frame before the next one's turn, where several wait for the same connection; bytes.
+const QUANTUM: usize = 16 * 1024;
+
+impl Splitter {
+    /// DATA from the other face, to go to face `to`.
+    pub(super) fn forward(&mut self, now: Instant, key: PairKey, to: Face, body: &[u8], end_stream: bool) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let side = pair.side(to);
+        if side.send_ended {
+            self.credit(key, to.other(), body.len());
+            return self.end_if_complete(now, key);
+        }
+        if end_stream {
+            side.end = End::EndStream;
+        }
+        let mut rest = body;
+        if side.pending().is_empty() && side.is_open() && self.conns[side.conn].blocked.is_empty() {
+            let mut framed = 0;
+            while !rest.is_empty() {
+                let Some(n) = self.frame_data(key, to, rest) else { break };
+                rest = &rest[n..];
+                framed += n;
+            }
+            if framed > 0 {
+                self.credit_forwarded(key, to.other(), framed);
+            }
+        }
+        let Some(pair) = self.pairs.get(key) else { return };
+        pair.side(to).pending.extend_from_slice(rest);
+        self.push(now, key, to);
+    }
+
+    /// One DATA frame of the head of `waiting`, as much as windows and frame size allow; with END_STREAM if it is the
+    /// last. Its length; `None`: nothing fits now.
+    fn frame_data(&mut self, key: PairKey, to: Face, waiting: &[u8]) -> Option<usize> {
+        let pair = self.pairs.get(key)?;
+        let replayable = to == Face::Endpoint && pair.phase < Phase::Interim;
+        let side = pair.side(to);
+        let conn = &mut self.conns[side.conn];
+        if conn.backlog() >= self.limits.output_high {
+            return None;
+        }
+        let n = waiting.len().min(side.send.available()).min(conn.send.available()).min(conn.peer.max_frame);
+        if n == 0 {
+            return None;
+        }
+        let last = n == waiting.len() && matches!(side.end, End::EndStream);
+        side.send.take(n);
+        conn.send.take(n);
+        side.send_ended = last;
+        frame::write_data(conn.out(), side.id, &waiting[..n], last);
+        if replayable {
+            self.keep_for_replay(key, &waiting[..n]);
+        }
+        Some(n)
+    }
+
+    /// Sends what a side has pending, as far as it goes now, then its end. Where the connection is what it waits for,
+    /// it takes its place among those that wait.
+    pub(super) fn push(&mut self, now: Instant, key: PairKey, to: Face) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let side = pair.side(to);
+        if !side.is_open() || side.queued {
+            return;
+        }
+        let mut turn = QUANTUM;
+        while !self.side(key, to).pending().is_empty() {
+            let side = self.side(key, to);
+            let (conn, starved) = (side.conn, side.send.available() == 0);
+            // The pending bytes leave the pair for the time of the call: the output is the connection's.
+            let pending = std::mem::take(&mut side.pending);
+            let head = side.pending_head;
+            let framed = self.frame_data(key, to, &pending[head..]);
+            let side = self.side(key, to);
+            side.pending = pending;
+            match framed {
+                Some(n) => {
+                    side.take_pending(n);
+                    self.credit_forwarded(key, to.other(), n);
+                    turn = turn.saturating_sub(n);
+                    let more = !self.side(key, to).pending().is_empty();
+                    if turn == 0 && more && !self.conns[conn].blocked.is_empty() {
+                        return self.enqueue(key, to);
+                    }
+                }
+                // Its own window: a WINDOW_UPDATE on the stream brings it back.
+                None if starved => return,
+                None => return self.enqueue(key, to),
+            }
+        }
+        self.finish_side(key, to);
+        self.end_if_complete(now, key);
+    }
+
+    /// After a side's last byte: END_STREAM or trailers, and a reset that waited for them.
+    fn finish_side(&mut self, key: PairKey, to: Face) {
+        let side = self.side(key, to);
+        let (c, id) = (side.conn, side.id);
+        if !side.send_ended {
+            match &side.end {
+                End::Open => return,
+                End::EndStream => {
+                    side.send_ended = true;
+                    frame::write_data(self.conns[c].out(), id, &[], true);
+                }
+                End::Trailers(_) => {
+                    side.send_ended = true;
+                    let End::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
+                    self.conns[c].write_headers(id, true, &fields);
+                    self.recycle(fields);
+                    if to == Face::Endpoint {
+                        // Trailers are not kept: from here on there is nothing to replay the request from.
+                        self.drop_replay(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the pair if all four directions have, or if a reset waited for the response to be out.
+    fn end_if_complete(&mut self, now: Instant, key: PairKey) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if pair.is_complete() {
+            self.release(now, key);
+        } else if pair.client.send_ended
+            && let Some(reason) = pair.client.then_reset
+        {
+            self.end_pair(now, key, Some(reason), None);
+        }
+    }
+
+    fn enqueue(&mut self, key: PairKey, to: Face) {
+        let side = self.side(key, to);
+        side.queued = true;
+        let conn = side.conn;
+        self.conns[conn].blocked.push_back(key);
+    }
+
+    /// The connection has window or room again: those that wait for it go on, in turn.
+    pub(super) fn pump(&mut self, now: Instant, c: u32) {
+        let face = self.conns[c].face();
+        // Each once at most: a stream that cannot go on takes its place at the end again and does not spin.
+        let mut turns = self.conns[c].blocked.len();
+        while turns > 0 && !self.conns.is_gone(c) {
+            turns -= 1;
+            let conn = &mut self.conns[c];
+            if conn.backlog() >= self.limits.output_high || conn.send.available() == 0 {
+                return;
+            }
+            let Some(key) = conn.blocked.pop_front() else { return };
+            if let Some(pair) = self.pairs.get(key) {
+                pair.side(face).queued = false;
+                self.push(now, key, face);
+            }
+        }
+    }
+
+    /// A side that takes nothing more: what waits for it is thrown away, and its sender gets the credit.
+    pub(super) fn discard(&mut self, key: PairKey, to: Face) {
+        let side = self.side(key, to);
+        side.send_ended = true;
+        let waiting = side.pending().len();
+        side.pending = Vec::new();
+        side.pending_head = 0;
+        if waiting > 0 {
+            self.credit_forwarded(key, to.other(), waiting);
+        }
+    }
+
+    /// Bytes of the request or response payload that came on `from` have gone on: see [`Splitter::credit`]. Replayed
+    /// bytes earned their credit when they went on the first time.
+    fn credit_forwarded(&mut self, key: PairKey, from: Face, bytes: usize) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let mut owed = bytes;
+        if from == Face::Client {
+            let already = owed.min(pair.credited);
+            pair.credited -= already;
+            owed -= already;
+        }
+        self.credit(key, from, owed);
+    }
+
+    /// Bytes that came on `from` are off our hands: their sender may send as many more.
+    pub(super) fn credit(&mut self, key: PairKey, from: Face, bytes: usize) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let side = pair.side(from);
+        side.recv.release(bytes);
+        self.held -= bytes;
+        let conn = &mut self.conns[side.conn];
+        let unpaid = side.unpaid.min(bytes);
+        if unpaid > 0 {
+            side.unpaid -= unpaid;
+            conn.release(unpaid);
+        }
+        if !side.recv_ended
+            && let Some(increment) = side.recv.update()
+        {
+            frame::write_window_update(conn.out(), side.id, increment);
+        }
+    }
+
+    /// SETTINGS_INITIAL_WINDOW_SIZE changed on connection `c`.
+    pub(super) fn shift_windows(&mut self, now: Instant, c: u32, difference: i64) -> Result<(), Fatal> {
+        let face = self.conns[c].face();
+        let mut streams: Vec<(u32, PairKey)> = self.conns[c].streams.iter().map(|(id, key)| (*id, *key)).collect();
+        streams.sort_unstable_by_key(|(id, _)| *id);
+        for &(_, key) in &streams {
+            if let Some(pair) = self.pairs.get(key)
+                && pair.side(face).send.shift(difference).is_err()
+            {
+                return Err(Fatal(Reason::FLOW_CONTROL_ERROR, "a stream's window above 2^31-1"));
+            }
+        }
+        if difference > 0 {
+            for (_, key) in streams {
+                self.push(now, key, face);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a pair: RST_STREAM where one is given and the stream is not closed yet, then [`Splitter::release`].
+    pub(super) fn end_pair(
+        &mut self,
+        now: Instant,
+        key: PairKey,
+        to_client: Option<Reason>,
+        to_endpoint: Option<Reason>,
+    ) {
+        for (face, reason) in [(Face::Client, to_client), (Face::Endpoint, to_endpoint)] {
+            let Some(reason) = reason else { continue };
+            let Some(pair) = self.pairs.get(key) else { return };
+            let side = pair.side(face);
+            if side.is_open() && !side.is_closed() {
+                side.we_reset = true;
+                self.conns[side.conn].reset(side.id, reason);
+            }
+        }
+        self.release(now, key);
+    }
+
+    /// The one way out of the books: streams leave their connections, unforwarded bytes are credited, the endpoint's
+    /// count falls, and who waited for a place gets it.
+    pub(super) fn release(&mut self, now: Instant, key: PairKey) {
+        let Some(mut pair) = self.pairs.remove(key) else { return };
+        self.recycle(std::mem::take(&mut pair.request));
+        self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
+        let (client, endpoint) = (&pair.client, &pair.endpoint);
+        self.held -= (client.recv.held() + endpoint.recv.held()) as usize;
+        let conn = &mut self.conns[client.conn];
+        conn.forget(client);
+        conn.remember(client.id, client.we_reset);
+        if endpoint.is_open() {
+            let conn = &mut self.conns[endpoint.conn];
+            conn.forget(endpoint);
+            if conn.streams.is_empty() {
+                conn.idle_since = Some(now);
+            }
+            self.admit(now, endpoint.conn);
+            self.close_if_unused(now, endpoint.conn);
+        }
+        self.close_if_unused(now, client.conn);
+    }
+
+    /// For a pair that is known to be there.
+    pub(super) fn side(&mut self, key: PairKey, face: Face) -> &mut Side {
+        self.pairs.get(key).expect("a pair in hand").side(face)
+    }
+}

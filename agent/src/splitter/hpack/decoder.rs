@@ -1,0 +1,487 @@
+//! Header blocks in, field lists out: one connection, one direction (RFC 7541 §3 and §6).
+//!
+//! Every block is run to its end, also for a stream that is already reset or whose list is too large: the table is connection state.
+//! The decoder judges each name and value (`FieldView::valid`) but not the list as a whole.
+
+use std::rc::Rc;
+
+use super::list::{Field, HeaderList};
+use super::static_table::{self, NameInfo};
+use super::table::{ENTRY_OVERHEAD, Entry, Table};
+use super::{Error, Indexing, huffman, integer};
+
+/// How much of a block goes into a list; the rest is decoded for the table only.
+#[derive(Clone, Copy, Debug)]
+pub struct ListLimits {
+    /// The largest `HeaderList::size`, in bytes by RFC 9113 §6.5.2.
+    pub max_size: usize,
+    /// The most fields.
+    pub max_fields: usize,
+}
+
+/// What there is to say about a block beside its list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decoded {
+    /// The list stops before the first field that would have gone over a limit. The table is in step all the same.
+    pub too_large: bool,
+}
+
+/// The receiving end of one connection's header blocks.
+pub struct Decoder {
+    table: Table,
+    /// Our SETTINGS_HEADER_TABLE_SIZE: what the peer may choose its table size from.
+    size_limit: usize,
+    hash_seed: u64,
+}
+
+impl Decoder {
+    /// `max_table_size` is our SETTINGS_HEADER_TABLE_SIZE; it holds for the connection's life. `hash_seed` is one for all decoders
+    /// and encoders between which lists are passed.
+    pub fn new(max_table_size: usize, hash_seed: u64) -> Self {
+        Decoder { table: Table::new(max_table_size), size_limit: max_table_size, hash_seed }
+    }
+
+    /// Decodes one complete header block into `list`, which is cleared first.
+    ///
+    /// An error leaves the table out of step: the connection has to close with COMPRESSION_ERROR.
+    pub fn decode(&mut self, mut block: &[u8], limits: ListLimits, list: &mut HeaderList) -> Result<Decoded, Error> {
+        list.clear();
+        block = self.size_updates(block)?;
+        let mut target = Target { list, limits, too_large: false };
+        while let Some((&first, rest)) = block.split_first() {
+            block = match first {
+                0x80.. => {
+                    let (index, rest) = integer::decode(first, 7, rest)?;
+                    self.indexed(index, &mut target)?;
+                    rest
+                }
+                0x40.. => self.literal(first, 6, rest, Indexing::WithIndexing, &mut target)?,
+                0x20.. => return Err(Error::SizeUpdateTooLate),
+                0x10.. => self.literal(first, 4, rest, Indexing::NeverIndexed, &mut target)?,
+                _ => self.literal(first, 4, rest, Indexing::WithoutIndexing, &mut target)?,
+            };
+        }
+        Ok(Decoded { too_large: target.too_large })
+    }
+
+    /// Applies the size updates at the front of `block`; returns the rest.
+    fn size_updates<'b>(&mut self, mut block: &'b [u8]) -> Result<&'b [u8], Error> {
+        while let Some((&first @ 0x20..0x40, rest)) = block.split_first() {
+            let (max_size, rest) = integer::decode(first, 5, rest)?;
+            if max_size > self.size_limit {
+                return Err(Error::SizeUpdateTooLarge);
+            }
+            self.table.set_max_size(max_size);
+            self.make_room(0);
+            block = rest;
+        }
+        Ok(block)
+    }
+
+    #[inline]
+    fn indexed(&self, index: usize, target: &mut Target<'_>) -> Result<(), Error> {
+        if (1..=static_table::LEN).contains(&index) {
+            target.push(static_table::size(index), || Field::Static(index));
+        } else {
+            let entry = self.entry(index)?;
+            target.push(entry.size(), || Field::Repeated(Rc::clone(entry)));
+        }
+        Ok(())
+    }
+
+    /// The dynamic entry of an index that is no static one.
+    #[inline]
+    fn entry(&self, index: usize) -> Result<&Rc<Entry>, Error> {
+        let age = index.checked_sub(static_table::LEN + 1).ok_or(Error::ZeroIndex)?;
+        self.table.get(age).ok_or(Error::IndexBeyondTable)
+    }
+
+    /// Reads the literal that starts with `first`; returns what is left of `block`.
+    fn literal<'b>(
+        &mut self,
+        first: u8,
+        prefix_bits: u32,
+        block: &'b [u8],
+        indexing: Indexing,
+        target: &mut Target<'_>,
+    ) -> Result<&'b [u8], Error> {
+        // The arena of the list is also where a literal is put together that will be interned or left out.
+        let bytes = &mut target.list.bytes;
+        let start = bytes.len();
+        let (name_index, block) = integer::decode(first, prefix_bits, block)?;
+        let (name_info, block) = self.literal_name(name_index, block, bytes)?;
+        let name_end = bytes.len();
+        let block = read_string(block, bytes)?;
+
+        let name = if name_info.index == 0 {
+            &bytes[start..name_end]
+        } else {
+            static_table::field(usize::from(name_info.index)).name
+        };
+        let value = &bytes[name_end..];
+        let size = name.len() + value.len() + ENTRY_OVERHEAD;
+        if indexing == Indexing::WithIndexing && size <= self.table.max_size() {
+            let entry = Entry::new(self.hash_seed, name, value, name_info);
+            bytes.truncate(start);
+            self.make_room(size);
+            self.table.insert(Rc::clone(&entry));
+            target.push(size, || Field::Stored(entry));
+            return Ok(block);
+        }
+        if indexing == Indexing::WithIndexing {
+            // §4.4: an entry larger than the table empties it, which is not an error.
+            self.make_room(self.table.max_size());
+        }
+        if target.admits(size) {
+            target.list.push_literal(start, name_end, name_info, indexing);
+        } else {
+            target.list.bytes.truncate(start);
+        }
+        Ok(block)
+    }
+
+    /// Resolves or reads a literal's name; appends it to `bytes` unless the static table has it.
+    fn literal_name<'b>(
+        &self,
+        index: usize,
+        block: &'b [u8],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(NameInfo, &'b [u8]), Error> {
+        let start = bytes.len();
+        match index {
+            0 => {
+                let block = read_string(block, bytes)?;
+                let name_info = static_table::name(&bytes[start..]);
+                if name_info.index != 0 {
+                    bytes.truncate(start);
+                }
+                Ok((name_info, block))
+            }
+            1..=static_table::LEN => Ok((static_table::name_at(index), block)),
+            _ => {
+                let entry = self.entry(index)?;
+                if entry.name_info().index == 0 {
+                    bytes.extend_from_slice(entry.name());
+                }
+                Ok((entry.name_info(), block))
+            }
+        }
+    }
+
+    /// Evicts until an entry of `size` fits (§4.3, §4.4).
+    fn make_room(&mut self, size: usize) {
+        while !self.table.has_room(size) && self.table.evict_oldest().is_some() {}
+    }
+
+    /// Panics unless the table's books are right.
+    pub fn check(&self) {
+        assert!(self.table.max_size() <= self.size_limit);
+        self.table.check(self.hash_seed);
+    }
+}
+
+/// The list under construction and its limits.
+struct Target<'a> {
+    list: &'a mut HeaderList,
+    limits: ListLimits,
+    too_large: bool,
+}
+
+impl Target<'_> {
+    #[inline]
+    fn push(&mut self, size: usize, field: impl FnOnce() -> Field) {
+        if self.admits(size) {
+            self.list.fields.push(field());
+        }
+    }
+
+    /// Counts a field of `size` in, or says that it and all behind it stay out.
+    #[inline]
+    fn admits(&mut self, size: usize) -> bool {
+        let fits = self.list.size + size <= self.limits.max_size && self.list.fields.len() < self.limits.max_fields;
+        self.too_large |= !fits;
+        if !self.too_large {
+            self.list.size += size;
+        }
+        !self.too_large
+    }
+}
+
+/// Appends the string (§5.2) at the front of `block` to `out`; returns the rest.
+fn read_string<'b>(block: &'b [u8], out: &mut Vec<u8>) -> Result<&'b [u8], Error> {
+    let (&first, rest) = block.split_first().ok_or(Error::Truncated)?;
+    let (length, rest) = integer::decode(first, 7, rest)?;
+    let (string, rest) = rest.split_at_checked(length).ok_or(Error::Truncated)?;
+    if first & 0x80 != 0 {
+        huffman::decode(string, out)?;
+    } else {
+        out.extend_from_slice(string);
+    }
+    Ok(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 7;
+    const PLENTY: ListLimits = ListLimits { max_size: 1 << 20, max_fields: 1 << 20 };
+
+    fn decoder() -> Decoder {
+        Decoder::new(4096, SEED)
+    }
+
+    /// The outcome of one block, and its fields as `name: value`.
+    fn run(decoder: &mut Decoder, block: &[u8], limits: ListLimits) -> Result<(bool, Vec<String>), Error> {
+        let mut list = HeaderList::new();
+        let decoded = decoder.decode(block, limits, &mut list);
+        decoder.check();
+        list.check();
+        Ok((decoded?.too_large, list.iter().map(|field| format!("{field:?}")).collect()))
+    }
+
+    fn fields(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<String>, Error> {
+        run(decoder, block, PLENTY).map(|(too_large, fields)| {
+            assert!(!too_large);
+            fields
+        })
+    }
+
+    /// A literal with a new name.
+    fn literal(pattern: u8, name: &str, value: &str) -> Vec<u8> {
+        let mut out = vec![pattern];
+        for string in [name, value] {
+            integer::encode(0, 7, string.len(), &mut out);
+            out.extend_from_slice(string.as_bytes());
+        }
+        out
+    }
+
+    fn size_update(size: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        integer::encode(0x20, 5, size, &mut out);
+        out
+    }
+
+    #[test]
+    fn index_zero_is_refused() {
+        assert_eq!(fields(&mut decoder(), &[0x80]), Err(Error::ZeroIndex));
+    }
+
+    #[test]
+    fn an_index_past_the_table_is_refused() {
+        let mut decoder = decoder();
+        assert_eq!(fields(&mut decoder, &[0xbd]), Ok(vec!["www-authenticate: ".into()]));
+        assert_eq!(fields(&mut decoder, &[0xbe]), Err(Error::IndexBeyondTable));
+        fields(&mut decoder, &literal(0x40, "a", "b")).unwrap();
+        assert_eq!(fields(&mut decoder, &[0xbe]), Ok(vec!["a: b".into()]));
+        for block in [&[0xbf][..], &[0x7f, 0x00, 0x00], &[0x0f, 0x30, 0x00], &[0x1f, 0x30, 0x00]] {
+            assert_eq!(fields(&mut decoder, block), Err(Error::IndexBeyondTable), "{block:02x?}");
+        }
+        assert_eq!(fields(&mut decoder, &[0xff, 0xff, 0xff, 0xff, 0xff, 0x0f]), Err(Error::IntegerOverflow));
+    }
+
+    #[test]
+    fn a_table_size_above_ours_is_refused() {
+        assert_eq!(fields(&mut decoder(), &size_update(4096)), Ok(vec![]));
+        assert_eq!(fields(&mut decoder(), &size_update(4097)), Err(Error::SizeUpdateTooLarge));
+        assert_eq!(fields(&mut Decoder::new(0, SEED), &size_update(1)), Err(Error::SizeUpdateTooLarge));
+    }
+
+    #[test]
+    fn a_table_size_behind_a_field_is_refused() {
+        assert_eq!(fields(&mut decoder(), &[0x20, 0x3f, 0x01, 0x82]), Ok(vec![":method: GET".into()]));
+        assert_eq!(fields(&mut decoder(), &[0x82, 0x20]), Err(Error::SizeUpdateTooLate));
+    }
+
+    #[test]
+    fn a_block_cut_anywhere_inside_a_field_is_refused() {
+        for block in [literal(0x40, "name", "value"), literal(0x00, "name", "value"), literal(0x10, "name", "value")] {
+            for end in 1..block.len() {
+                assert_eq!(fields(&mut decoder(), &block[..end]), Err(Error::Truncated), "{end} bytes of {block:02x?}");
+            }
+            assert_eq!(fields(&mut decoder(), &block).unwrap().len(), 1);
+        }
+        for block in
+            [&[0xff][..], &[0x7f], &[0x0f], &[0x3f], &[0x41], &[0x41, 0x7f], &[0x41, 0x02, 0x61], &[0x41, 0x82, 0x1f]]
+        {
+            assert_eq!(fields(&mut decoder(), block), Err(Error::Truncated), "{block:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_huffman_string_is_refused_in_name_and_value() {
+        for (string, error) in [
+            (&[0x81, 0xff][..], Error::HuffmanPadding),
+            (&[0x81, 0x18], Error::HuffmanPadding),
+            (&[0x84, 0xff, 0xff, 0xff, 0xff], Error::HuffmanEndOfString),
+        ] {
+            for pattern in [0x40, 0x10, 0x00] {
+                let name = [&[pattern], string, &[0x00]].concat();
+                let value = [&[pattern, 0x01, b'a'], string].concat();
+                assert_eq!(fields(&mut decoder(), &name), Err(error));
+                assert_eq!(fields(&mut decoder(), &value), Err(error));
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_beyond_the_limits_of_the_list_is_still_an_error() {
+        let nothing = ListLimits { max_size: 0, max_fields: 0 };
+        assert_eq!(run(&mut decoder(), &[0x82, 0x80], nothing), Err(Error::ZeroIndex));
+        assert_eq!(run(&mut decoder(), &[0x82, 0x00, 0x81, 0xff, 0x00], nothing), Err(Error::HuffmanPadding));
+    }
+
+    #[test]
+    fn an_empty_block_is_an_empty_list() {
+        assert_eq!(fields(&mut decoder(), &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_list_over_its_size_stops_growing_and_the_table_stays_in_step() {
+        let block = [
+            vec![0x82],                  // 42
+            literal(0x40, "x-a", "1"),   // 36
+            literal(0x00, "x-b", "22"),  // 37
+            literal(0x40, "x-c", "333"), // 38
+            vec![0xbf],                  // 36
+        ]
+        .concat();
+        let all = [":method: GET", "x-a: 1", "x-b: 22", "x-c: 333", "x-a: 1"];
+        for (max_size, kept) in
+            [(0, 0), (41, 0), (42, 1), (77, 1), (78, 2), (114, 2), (115, 3), (152, 3), (153, 4), (189, 5)]
+        {
+            let mut decoder = decoder();
+            let outcome = run(&mut decoder, &block, ListLimits { max_size, ..PLENTY }).unwrap();
+            assert_eq!(
+                outcome,
+                (kept < 5, all[..kept].iter().map(|&field| field.to_owned()).collect()),
+                "size {max_size}"
+            );
+            assert_eq!(fields(&mut decoder, &[0xbe, 0xbf]).unwrap(), ["x-c: 333", "x-a: 1"]);
+        }
+        for max_fields in 0..=5 {
+            let outcome = run(&mut decoder(), &block, ListLimits { max_fields, ..PLENTY }).unwrap();
+            assert_eq!((outcome.0, outcome.1.len()), (max_fields < 5, max_fields));
+        }
+    }
+
+    #[test]
+    fn one_stored_field_named_a_thousand_times_costs_the_limit_and_no_more() {
+        let mut decoder = decoder();
+        fields(&mut decoder, &literal(0x40, "x", &"v".repeat(4000))).unwrap();
+        let limits = ListLimits { max_size: 16384, max_fields: 128 };
+        let (too_large, kept) = run(&mut decoder, &[0xbe; 16384], limits).unwrap();
+        assert!(too_large);
+        assert_eq!(kept.len(), 16384 / 4033);
+    }
+
+    #[test]
+    fn the_oldest_fields_leave_a_full_table() {
+        let mut decoder = Decoder::new(100, SEED);
+        for name in ["a", "b", "c"] {
+            fields(&mut decoder, &literal(0x40, name, "1")).unwrap();
+        }
+        assert_eq!(fields(&mut decoder, &[0xbe, 0xbf]).unwrap(), ["c: 1", "b: 1"]);
+        assert_eq!(fields(&mut decoder, &[0xc0]), Err(Error::IndexBeyondTable));
+    }
+
+    #[test]
+    fn a_name_may_come_from_the_entry_that_its_field_evicts() {
+        let mut decoder = Decoder::new(64, SEED);
+        fields(&mut decoder, &literal(0x40, "only", "1")).unwrap();
+        assert_eq!(fields(&mut decoder, &[0x7e, 0x02, b'2', b'3']).unwrap(), ["only: 23"]);
+        assert_eq!(fields(&mut decoder, &[0xbe]).unwrap(), ["only: 23"]);
+    }
+
+    #[test]
+    fn a_field_larger_than_the_table_empties_it() {
+        let mut decoder = Decoder::new(64, SEED);
+        fields(&mut decoder, &literal(0x40, "a", "1")).unwrap();
+        assert_eq!(fields(&mut decoder, &literal(0x40, "large", &"1".repeat(28))).unwrap().len(), 1);
+        assert_eq!(decoder.table.len(), 0);
+        assert_eq!(fields(&mut decoder, &literal(0x40, "large", &"1".repeat(27))).unwrap().len(), 1);
+        assert_eq!(decoder.table.len(), 1);
+    }
+
+    #[test]
+    fn a_table_of_size_zero_stores_nothing() {
+        let mut decoder = Decoder::new(0, SEED);
+        assert_eq!(fields(&mut decoder, &literal(0x40, "", "")).unwrap(), [": "]);
+        assert_eq!(fields(&mut decoder, &[0xbe]), Err(Error::IndexBeyondTable));
+    }
+
+    #[test]
+    fn a_smaller_table_evicts_at_once_and_a_larger_one_starts_with_what_is_left() {
+        let mut decoder = decoder();
+        for name in ["a", "b", "c"] {
+            fields(&mut decoder, &literal(0x40, name, "1")).unwrap();
+        }
+        let block = [size_update(70), size_update(4096), vec![0xbe, 0xbf]].concat();
+        assert_eq!(fields(&mut decoder, &block).unwrap(), ["c: 1", "b: 1"]);
+        assert_eq!(decoder.table.len(), 2);
+        fields(&mut decoder, &size_update(0)).unwrap();
+        assert_eq!(decoder.table.len(), 0);
+    }
+
+    #[test]
+    fn stored_fields_live_as_long_as_a_table_or_a_list_holds_them() {
+        let mut decoder = Decoder::new(64, SEED);
+        let mut list = HeaderList::new();
+        decoder.decode(&literal(0x40, "a", "1"), PLENTY, &mut list).unwrap();
+        let entry = Rc::downgrade(decoder.table.get(0).unwrap());
+        assert_eq!(entry.strong_count(), 2);
+        let copy = list.clone();
+        decoder.decode(&literal(0x40, "b", "1"), PLENTY, &mut list).unwrap();
+        assert_eq!(entry.strong_count(), 1, "evicted, and held by the copied list alone");
+        drop(copy);
+        assert_eq!(entry.strong_count(), 0);
+
+        let last = Rc::downgrade(decoder.table.get(0).unwrap());
+        list.clear();
+        assert_eq!(last.strong_count(), 1);
+        drop(decoder);
+        assert_eq!(last.strong_count(), 0);
+    }
+
+    #[test]
+    fn a_field_that_a_list_has_no_room_for_is_not_kept_beside_the_table() {
+        let mut decoder = decoder();
+        let mut list = HeaderList::new();
+        let block = [literal(0x40, "a", "1"), literal(0x00, "b", &"2".repeat(1000))].concat();
+        decoder.decode(&block, ListLimits { max_size: 10, max_fields: 10 }, &mut list).unwrap();
+        assert_eq!(Rc::strong_count(decoder.table.get(0).unwrap()), 1);
+        assert!(list.is_empty() && list.bytes.is_empty());
+    }
+
+    #[test]
+    fn meaning_and_validity_are_known_however_a_field_comes() {
+        let block = [
+            literal(0x40, "grpc-timeout", "1S"),
+            literal(0x40, "Bad", "1"),
+            vec![0xbf, 0xbe],
+            vec![0x0f, 0x30, 0x01, b' '], // grpc-timeout by index 63, value " "
+            literal(0x00, "te", "trailers"),
+            literal(0x00, "content-type", "application/grpc"),
+            vec![0x83],
+        ]
+        .concat();
+        let mut list = HeaderList::new();
+        decoder().decode(&block, PLENTY, &mut list).unwrap();
+        let known: Vec<_> = list.iter().map(|field| (field.kind, field.valid)).collect();
+        use super::super::Name::*;
+        assert_eq!(
+            known,
+            [
+                (GrpcTimeout, true),
+                (Regular, false),
+                (GrpcTimeout, true),
+                (Regular, false),
+                (GrpcTimeout, false),
+                (Te, true),
+                (ContentType, true),
+                (Method, true)
+            ]
+        );
+    }
+}

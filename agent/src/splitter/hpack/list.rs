@@ -1,0 +1,295 @@
+//! One field list, decoded or made by us: order and duplicates as they came.
+//!
+//! In: fields from the decoder, or `push`. Out: views of the fields; the encoder reads the fields themselves.
+//! A list is made for reuse: `clear` keeps what it has allocated. Interned fields are pointers, other literals share one byte arena.
+
+use std::fmt;
+use std::rc::Rc;
+
+use super::static_table::{self, NameInfo};
+use super::table::{ENTRY_OVERHEAD, Entry};
+use super::{Indexing, Name};
+
+/// A list of fields in their order, duplicates and all.
+#[derive(Clone, Default)]
+pub struct HeaderList {
+    pub(super) fields: Vec<Field>,
+    pub(super) literals: Vec<Literal>,
+    /// Names and values of the literals.
+    pub(super) bytes: Vec<u8>,
+    pub(super) size: usize,
+}
+
+/// Every variant is one machine word, so that a field is passed in two registers, which halves the time of decoding one.
+#[derive(Clone)]
+pub(super) enum Field {
+    /// A row of the static table.
+    Static(usize),
+    /// A field that its sender has just stored.
+    Stored(Rc<Entry>),
+    /// A field that its sender had stored earlier and now referred to.
+    Repeated(Rc<Entry>),
+    /// Where it is in `literals`.
+    Literal(usize),
+}
+
+/// A field whose bytes are in the list's arena; the name only where the static table does not have it.
+#[derive(Clone, Copy)]
+pub(super) struct Literal {
+    start: u32,
+    name_len: u32,
+    value_len: u32,
+    pub(super) name_info: NameInfo,
+    valid: bool,
+    pub(super) indexing: Indexing,
+}
+
+impl Literal {
+    pub(super) fn name<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.name_info.index {
+            0 => &bytes[self.start as usize..][..self.name_len as usize],
+            row => static_table::field(usize::from(row)).name,
+        }
+    }
+
+    pub(super) fn value<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.start as usize + self.name_len as usize..][..self.value_len as usize]
+    }
+}
+
+/// One field of a list.
+#[derive(Clone, Copy)]
+pub struct FieldView<'a> {
+    /// What the name means.
+    pub kind: Name,
+    /// The name as it came.
+    pub name: &'a [u8],
+    /// The value as it came.
+    pub value: &'a [u8],
+    /// Whether name and value may occur in HTTP/2 (RFC 9113 §8.2.1); a message with an invalid field is malformed.
+    pub valid: bool,
+    /// How the field may be stored.
+    pub indexing: Indexing,
+}
+
+impl FieldView<'_> {
+    /// What the field counts for in a list's size.
+    pub fn size(&self) -> usize {
+        self.name.len() + self.value.len() + ENTRY_OVERHEAD
+    }
+}
+
+impl HeaderList {
+    /// An empty list; allocates nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Drops all fields and keeps the memory for the next ones.
+    pub fn clear(&mut self) {
+        self.fields.clear();
+        self.literals.clear();
+        self.bytes.clear();
+        self.size = 0;
+    }
+
+    /// The number of fields.
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    /// The size that SETTINGS_MAX_HEADER_LIST_SIZE limits (RFC 9113 §6.5.2): names + values + 32 for each field.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The fields in their order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = FieldView<'_>> + Clone {
+        self.fields.iter().map(|field| view(field, &self.literals, &self.bytes))
+    }
+
+    /// Appends a field of our own making. A pair that the static table has becomes its index, unless it is never to be indexed.
+    pub fn push(&mut self, name: &[u8], value: &[u8], indexing: Indexing) {
+        self.size += name.len() + value.len() + ENTRY_OVERHEAD;
+        let name_info = static_table::name(name);
+        if indexing != Indexing::NeverIndexed
+            && let Some(row) = static_table::find(name_info, value)
+        {
+            self.fields.push(Field::Static(usize::from(row)));
+            return;
+        }
+        let start = self.bytes.len();
+        if name_info.index == 0 {
+            self.bytes.extend_from_slice(name);
+        }
+        let name_end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.push_literal(start, name_end, name_info, indexing);
+    }
+
+    /// Appends a literal whose name (unless static) and value end the arena from `start` on; the caller has counted its size.
+    pub(super) fn push_literal(&mut self, start: usize, name_end: usize, name_info: NameInfo, indexing: Indexing) {
+        let small =
+            |length: usize| u32::try_from(length).expect("a list's literals are below 4 GiB: blocks are bounded");
+        let valid = name_info.valid && static_table::is_valid_value(&self.bytes[name_end..]);
+        self.fields.push(Field::Literal(self.literals.len()));
+        self.literals.push(Literal {
+            start: small(start),
+            name_len: small(name_end - start),
+            value_len: small(self.bytes.len() - name_end),
+            name_info,
+            valid,
+            indexing,
+        });
+    }
+
+    /// Drops the fields for which `keep` says no.
+    pub fn retain(&mut self, mut keep: impl FnMut(FieldView<'_>) -> bool) {
+        let HeaderList { fields, literals, bytes, size } = self;
+        // Dropped literals stay in the arena until the list is cleared.
+        fields.retain(|field| {
+            let field = view(field, literals, bytes);
+            let kept = keep(field);
+            if !kept {
+                *size -= field.size();
+            }
+            kept
+        });
+    }
+
+    /// Panics unless the list's books are right.
+    pub fn check(&self) {
+        assert_eq!(self.size, self.iter().map(|field| field.size()).sum::<usize>(), "the sum of the sizes");
+    }
+}
+
+fn view<'a>(field: &'a Field, literals: &[Literal], bytes: &'a [u8]) -> FieldView<'a> {
+    match field {
+        Field::Static(row) => {
+            let row = static_table::field(*row);
+            FieldView {
+                kind: row.kind,
+                name: row.name,
+                value: row.value,
+                valid: true,
+                indexing: Indexing::WithIndexing,
+            }
+        }
+        Field::Stored(entry) | Field::Repeated(entry) => FieldView {
+            kind: entry.name_info().kind,
+            name: entry.name(),
+            value: entry.value(),
+            valid: entry.is_valid(),
+            indexing: Indexing::WithIndexing,
+        },
+        Field::Literal(at) => {
+            let literal = &literals[*at];
+            FieldView {
+                kind: literal.name_info.kind,
+                name: literal.name(bytes),
+                value: literal.value(bytes),
+                valid: literal.valid,
+                indexing: literal.indexing,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for HeaderList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Never shows the value of a never-indexed field: its sender calls it a secret.
+impl fmt::Debug for FieldView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name.escape_ascii())?;
+        match self.indexing {
+            Indexing::NeverIndexed => f.write_str("(never indexed)"),
+            _ => write!(f, "{}", self.value.escape_ascii()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> HeaderList {
+        let mut list = HeaderList::new();
+        list.push(b":status", b"200", Indexing::WithIndexing);
+        list.push(b"content-type", b"application/grpc", Indexing::WithIndexing);
+        list.push(b"x-a", b"1", Indexing::WithoutIndexing);
+        list.push(b"authorization", b"secret", Indexing::NeverIndexed);
+        list.push(b"connection", b"close", Indexing::WithoutIndexing);
+        list.push(b"x-a", b"", Indexing::WithoutIndexing);
+        list
+    }
+
+    #[test]
+    fn pushed_fields_come_back_in_their_order_with_their_meaning() {
+        let list = sample();
+        list.check();
+        type Seen<'a> = (Name, &'a [u8], &'a [u8], bool, Indexing);
+        let fields: Vec<Seen<'_>> = list.iter().map(|f| (f.kind, f.name, f.value, f.valid, f.indexing)).collect();
+        let expected: [Seen<'_>; 6] = [
+            (Name::Status, b":status", b"200", true, Indexing::WithIndexing),
+            (Name::ContentType, b"content-type", b"application/grpc", true, Indexing::WithIndexing),
+            (Name::Regular, b"x-a", b"1", true, Indexing::WithoutIndexing),
+            (Name::Regular, b"authorization", b"secret", true, Indexing::NeverIndexed),
+            (Name::ConnectionSpecific, b"connection", b"close", true, Indexing::WithoutIndexing),
+            (Name::Regular, b"x-a", b"", true, Indexing::WithoutIndexing),
+        ];
+        assert_eq!(fields, expected);
+        assert_eq!((list.len(), list.size()), (6, 42 + 60 + 36 + 51 + 47 + 35));
+    }
+
+    #[test]
+    fn a_pair_of_the_static_table_is_its_row_unless_it_is_a_secret() {
+        let mut list = HeaderList::new();
+        list.push(b":status", b"404", Indexing::WithoutIndexing);
+        list.push(b":status", b"404", Indexing::NeverIndexed);
+        list.push(b":status", b"405", Indexing::WithIndexing);
+        assert!(matches!(list.fields[..], [Field::Static(13), Field::Literal(_), Field::Literal(_)]));
+    }
+
+    #[test]
+    fn dropped_fields_leave_the_others_as_they_were() {
+        let mut list = sample();
+        list.retain(|field| field.kind != Name::ConnectionSpecific && field.value != b"1");
+        list.check();
+        let left: Vec<_> = list.iter().map(|field| field.value).collect();
+        assert_eq!(left, [&b"200"[..], b"application/grpc", b"secret", b""]);
+    }
+
+    #[test]
+    fn a_cleared_list_is_empty_and_keeps_its_memory() {
+        let mut list = sample();
+        let kept = (list.fields.capacity(), list.bytes.capacity());
+        list.clear();
+        list.check();
+        assert_eq!((list.len(), list.size(), list.is_empty()), (0, 0, true));
+        assert_eq!((list.fields.capacity(), list.bytes.capacity()), kept);
+    }
+
+    #[test]
+    fn invalid_fields_are_marked() {
+        let mut list = HeaderList::new();
+        list.push(b"X-Upper", b"1", Indexing::WithoutIndexing);
+        list.push(b"x-lower", b"1\n2", Indexing::WithoutIndexing);
+        list.push(b"x-lower", b"1", Indexing::WithoutIndexing);
+        assert_eq!(list.iter().map(|field| field.valid).collect::<Vec<_>>(), [false, false, true]);
+    }
+
+    #[test]
+    fn debug_output_hides_secrets() {
+        let text = format!("{:?}", sample());
+        assert!(text.contains("authorization: (never indexed)") && !text.contains("secret"), "{text}");
+    }
+}

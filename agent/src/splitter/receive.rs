@@ -1,0 +1,437 @@
+//! Bytes of one connection in: cut into frames, each checked against the connection's state (RFC 9113 §4–§6) and
+//! carried out where it concerns the connection alone. What concerns a stream goes on to `request`, `response`, `forward`.
+
+use std::time::Instant;
+
+use super::conn::{Block, Drain, Role, State};
+use super::flood::Cheap;
+use super::frame::{self, DEFAULT_MAX_FRAME, HEAD_LEN, Head, MAX_WINDOW, Reason, be_u32, flag, kind, setting};
+use super::hpack::ListLimits;
+use super::pair::{Face, Phase};
+use super::{ConnId, DRAIN_PING, Splitter};
+
+/// A connection error: what GOAWAY is to say.
+pub(super) struct Fatal(pub(super) Reason, pub(super) &'static str);
+
+const fn protocol(what: &'static str) -> Fatal {
+    Fatal(Reason::PROTOCOL_ERROR, what)
+}
+
+const fn frame_size(what: &'static str) -> Fatal {
+    Fatal(Reason::FRAME_SIZE_ERROR, what)
+}
+
+/// A complete header block and what its frames said about it.
+pub(super) struct Section {
+    pub(super) stream: u32,
+    pub(super) end_stream: bool,
+    pub(super) self_dependent: bool,
+    /// The list exceeded our limit and is not whole.
+    pub(super) too_large: bool,
+}
+
+impl Splitter {
+    /// Bytes received on a connection, in order, in chunks of any size.
+    pub fn handle_bytes(&mut self, now: Instant, conn: ConnId, mut bytes: &[u8]) {
+        let Some(c) = self.conns.slot(conn) else { return };
+        if self.conns[c].state != State::Open {
+            return;
+        }
+        if self.conns[c].preface_left > 0 {
+            let left = self.conns[c].preface_left;
+            let (came, rest) = bytes.split_at(left.min(bytes.len()));
+            let from = frame::PREFACE.len() - left;
+            if came != &frame::PREFACE[from..from + came.len()] {
+                return self.fail_conn(now, c, Reason::PROTOCOL_ERROR, "no HTTP/2 preface");
+            }
+            self.conns[c].preface_left -= came.len();
+            bytes = rest;
+        }
+        let mut tail = std::mem::take(&mut self.conns[c].tail);
+        while !bytes.is_empty() {
+            let outcome = if tail.is_empty()
+                && let Some((head, rest)) = bytes.split_first_chunk()
+                && let head = Head::parse(head)
+                && rest.len() >= head.length
+            {
+                let (payload, rest) = rest.split_at(head.length);
+                bytes = rest;
+                self.frame(now, c, head, payload)
+            } else {
+                self.gather(now, c, &mut tail, &mut bytes)
+            };
+            if let Err(Fatal(reason, debug)) = outcome {
+                return self.fail_conn(now, c, reason, debug);
+            }
+            // A frame may have ended the connection without being an error.
+            if self.conns.slot(conn).is_none_or(|c| self.conns[c].state != State::Open) {
+                return;
+            }
+        }
+        self.conns[c].tail = tail;
+    }
+
+    /// A frame that came in pieces: takes what is missing of it from `bytes`, and no more.
+    fn gather(&mut self, now: Instant, c: u32, tail: &mut Vec<u8>, bytes: &mut &[u8]) -> Result<(), Fatal> {
+        let mut fill = |tail: &mut Vec<u8>, length: usize| {
+            let (came, rest) = bytes.split_at((length - tail.len()).min(bytes.len()));
+            tail.extend_from_slice(came);
+            *bytes = rest;
+        };
+        if tail.len() < HEAD_LEN {
+            fill(tail, HEAD_LEN);
+        }
+        let Some(head) = tail.first_chunk() else { return Ok(()) };
+        let head = Head::parse(head);
+        if head.length > DEFAULT_MAX_FRAME {
+            return Err(frame_size("frame above SETTINGS_MAX_FRAME_SIZE"));
+        }
+        fill(tail, HEAD_LEN + head.length);
+        if tail.len() < HEAD_LEN + head.length {
+            return Ok(());
+        }
+        let frame = std::mem::take(tail);
+        let outcome = self.frame(now, c, head, &frame[HEAD_LEN..]);
+        *tail = frame;
+        tail.clear();
+        outcome
+    }
+
+    fn frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        let conn = &self.conns[c];
+        if head.length > DEFAULT_MAX_FRAME {
+            return Err(frame_size("frame above SETTINGS_MAX_FRAME_SIZE"));
+        }
+        if !conn.settled && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
+            return Err(protocol("the first frame is not SETTINGS"));
+        }
+        if let Some(block) = &conn.block
+            && (head.kind != kind::CONTINUATION || head.stream != block.stream)
+        {
+            return Err(protocol("a frame inside a header block"));
+        }
+        match head.kind {
+            kind::DATA => self.data(now, c, head, payload),
+            kind::HEADERS => self.headers(now, c, head, payload),
+            kind::PRIORITY => self.priority(now, c, head, payload),
+            kind::RST_STREAM => self.rst_stream(now, c, head, payload),
+            kind::SETTINGS => self.settings(now, c, head, payload),
+            kind::PUSH_PROMISE => Err(protocol("PUSH_PROMISE")),
+            kind::PING => self.ping(now, c, head, payload),
+            kind::GOAWAY => self.goaway(now, c, head, payload),
+            kind::WINDOW_UPDATE => self.window_update(now, c, head, payload),
+            kind::CONTINUATION => self.continuation(now, c, head, payload),
+            // RFC 9113 §4.1: unknown types are ignored.
+            _ => Ok(()),
+        }
+    }
+
+    fn headers(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if head.stream == 0 {
+            return Err(protocol("HEADERS on stream 0"));
+        }
+        let mut fragment = frame::unpadded(head, payload).ok_or(protocol("padding beyond the frame"))?;
+        let mut self_dependent = false;
+        if head.has(flag::PRIORITY) {
+            let (priority, rest) =
+                fragment.split_at_checked(5).ok_or(frame_size("HEADERS too short for its priority"))?;
+            self_dependent = be_u32(priority) & 0x7fff_ffff == head.stream;
+            fragment = rest;
+        }
+        let end_stream = head.has(flag::END_STREAM);
+        if head.has(flag::END_HEADERS) {
+            return self.section(now, c, head.stream, end_stream, self_dependent, fragment);
+        }
+        self.conns[c].block =
+            Some(Block { stream: head.stream, end_stream, self_dependent, bytes: fragment.to_vec(), continuations: 0 });
+        Ok(())
+    }
+
+    fn continuation(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        let Some(block) = &mut self.conns[c].block else { return Err(protocol("CONTINUATION without HEADERS")) };
+        block.continuations += 1;
+        if block.continuations > self.limits.continuations
+            || block.bytes.len() + payload.len() > self.limits.header_block
+        {
+            return Err(Fatal(Reason::ENHANCE_YOUR_CALM, "header block without end"));
+        }
+        block.bytes.extend_from_slice(payload);
+        if !head.has(flag::END_HEADERS) {
+            return Ok(());
+        }
+        let block = self.conns[c].block.take().expect("checked above");
+        self.section(now, c, block.stream, block.end_stream, block.self_dependent, &block.bytes)
+    }
+
+    /// A whole header block: always decoded, whatever becomes of its stream, to stay in step (RFC 9113 §4.3).
+    fn section(
+        &mut self,
+        now: Instant,
+        c: u32,
+        stream: u32,
+        end_stream: bool,
+        self_dependent: bool,
+        block: &[u8],
+    ) -> Result<(), Fatal> {
+        let limits = ListLimits { max_size: self.limits.header_list, max_fields: self.limits.header_fields };
+        let conn = &mut self.conns[c];
+        let decoded = conn
+            .decoder
+            .decode(block, limits, &mut self.list)
+            .map_err(|_| Fatal(Reason::COMPRESSION_ERROR, "undecodable header block"))?;
+        let section = Section { stream, end_stream, self_dependent, too_large: decoded.too_large };
+        match conn.face() {
+            Face::Client => self.client_headers(now, c, section),
+            Face::Endpoint => self.endpoint_headers(now, c, section),
+        }
+    }
+
+    fn data(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if head.stream == 0 {
+            return Err(protocol("DATA on stream 0"));
+        }
+        let conn = &mut self.conns[c];
+        if conn.is_idle(head.stream) {
+            return Err(protocol("DATA on an idle stream"));
+        }
+        let Some(body) = frame::unpadded(head, payload) else { return Err(protocol("padding beyond the frame")) };
+        if conn.recv.receive(head.length).is_err() {
+            return Err(Fatal(Reason::FLOW_CONTROL_ERROR, "DATA beyond the connection's window"));
+        }
+        let end_stream = head.has(flag::END_STREAM);
+        let face = conn.face();
+        let Some(&key) = conn.streams.get(&head.stream) else {
+            conn.release(head.length);
+            return self.late_frame(now, c, head.stream);
+        };
+        if body.is_empty() && !end_stream && face == Face::Client {
+            conn.flood.count(now, Cheap::EmptyData, &self.limits.floods).map_err(calm)?;
+        }
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        let answered = pair.phase == Phase::Answered;
+        let side = pair.side(face);
+        if side.recv_ended {
+            conn.release(head.length);
+            return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
+        }
+        if side.recv.receive(head.length).is_err() {
+            return self.stream_error(now, c, key, Reason::FLOW_CONTROL_ERROR);
+        }
+        // The connection's credit comes back at once while the pod is within its budget: many streams that wait must not
+        // starve the others of the connection's window. The stream's own credit comes back when its bytes have gone on.
+        if self.held + head.length <= self.limits.pod_budget {
+            conn.release(head.length);
+        } else {
+            side.unpaid += head.length;
+        }
+        self.held += head.length;
+        let padding = head.length - body.len();
+        if padding > 0 {
+            self.credit(key, face, padding);
+        }
+        let side = self.side(key, face);
+        side.body += body.len() as u64;
+        let over = side.expected.is_some_and(|expected| side.body > expected || end_stream && side.body != expected);
+        if over || face == Face::Endpoint && !answered {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        }
+        side.recv_ended = end_stream;
+        self.forward(now, key, face.other(), body, end_stream);
+        Ok(())
+    }
+
+    /// A frame for a stream that is not in our books any more (RFC 9113 §5.1, "closed").
+    fn late_frame(&mut self, now: Instant, c: u32, stream: u32) -> Result<(), Fatal> {
+        let conn = &mut self.conns[c];
+        match (&conn.role, conn.drain) {
+            // It was on its way when the stream ended for us.
+            (Role::Endpoint(_), _) => Ok(()),
+            (_, Drain::Final(last)) if stream > last => Ok(()),
+            _ if conn.remembered(stream) == Some(true) => Ok(()),
+            _ => {
+                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+                conn.reset(stream, Reason::STREAM_CLOSED);
+                conn.remember(stream, true);
+                Ok(())
+            }
+        }
+    }
+
+    fn priority(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if head.stream == 0 {
+            return Err(protocol("PRIORITY on stream 0"));
+        }
+        let conn = &mut self.conns[c];
+        conn.flood.count(now, Cheap::Priority, &self.limits.floods).map_err(calm)?;
+        let reason = match payload.len() {
+            5 if be_u32(payload) & 0x7fff_ffff != head.stream => return Ok(()),
+            5 => Reason::PROTOCOL_ERROR,
+            _ => Reason::FRAME_SIZE_ERROR,
+        };
+        match conn.streams.get(&head.stream) {
+            Some(&key) => self.stream_error(now, c, key, reason),
+            None => {
+                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+                conn.reset(head.stream, reason);
+                Ok(())
+            }
+        }
+    }
+
+    fn rst_stream(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        let conn = &mut self.conns[c];
+        if payload.len() != 4 {
+            return Err(frame_size("RST_STREAM is 4 bytes"));
+        }
+        if head.stream == 0 || conn.is_idle(head.stream) {
+            return Err(protocol("RST_STREAM on an idle stream"));
+        }
+        let reason = Reason(be_u32(payload));
+        let Some(&key) = conn.streams.get(&head.stream) else { return Ok(()) };
+        match conn.face() {
+            Face::Client => {
+                let unanswered = self.pairs.get(key).is_some_and(|pair| pair.phase < Phase::Answered);
+                if unanswered {
+                    self.conns[c].flood.count(now, Cheap::Reset, &self.limits.floods).map_err(calm)?;
+                }
+                self.client_reset(now, key, reason);
+            }
+            Face::Endpoint => self.endpoint_reset(now, key, reason),
+        }
+        Ok(())
+    }
+
+    fn settings(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if head.stream != 0 {
+            return Err(protocol("SETTINGS on a stream"));
+        }
+        let conn = &mut self.conns[c];
+        if head.has(flag::ACK) {
+            return if payload.is_empty() {
+                Ok(())
+            } else {
+                Err(frame_size("SETTINGS acknowledgement with a payload"))
+            };
+        }
+        if !payload.len().is_multiple_of(6) {
+            return Err(frame_size("SETTINGS is no multiple of 6 bytes"));
+        }
+        conn.flood.count(now, Cheap::Settings, &self.limits.floods).map_err(calm)?;
+        let mut window = conn.peer.initial_window;
+        for entry in payload.chunks_exact(6) {
+            let value = be_u32(&entry[2..]);
+            match u16::from_be_bytes([entry[0], entry[1]]) {
+                setting::HEADER_TABLE_SIZE => conn.encoder.set_max_table_size(value as usize),
+                setting::ENABLE_PUSH if value > 1 || value == 1 && conn.face() == Face::Endpoint => {
+                    return Err(protocol("SETTINGS_ENABLE_PUSH"));
+                }
+                setting::MAX_CONCURRENT_STREAMS => conn.peer.max_streams = value,
+                setting::INITIAL_WINDOW_SIZE if value > MAX_WINDOW => {
+                    return Err(Fatal(Reason::FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE above 2^31-1"));
+                }
+                setting::INITIAL_WINDOW_SIZE => window = value,
+                setting::MAX_FRAME_SIZE if !(DEFAULT_MAX_FRAME..=0xff_ffff).contains(&(value as usize)) => {
+                    return Err(protocol("SETTINGS_MAX_FRAME_SIZE out of range"));
+                }
+                setting::MAX_FRAME_SIZE => conn.peer.max_frame = value as usize,
+                _ => {}
+            }
+        }
+        frame::write_settings_ack(conn.out());
+        conn.settled = true;
+        let difference = i64::from(window) - i64::from(std::mem::replace(&mut conn.peer.initial_window, window));
+        if difference != 0 {
+            self.shift_windows(now, c, difference)?;
+        }
+        if self.conns[c].face() == Face::Endpoint {
+            self.admit(now, c);
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        let opaque: &[u8; 8] = payload.try_into().map_err(|_| frame_size("PING is 8 bytes"))?;
+        if head.stream != 0 {
+            return Err(protocol("PING on a stream"));
+        }
+        let conn = &mut self.conns[c];
+        if head.has(flag::ACK) {
+            if opaque == DRAIN_PING {
+                self.finish_drain(now, c);
+            }
+            return Ok(());
+        }
+        conn.flood.count(now, Cheap::Ping, &self.limits.floods).map_err(calm)?;
+        frame::write_ping(conn.out(), true, opaque);
+        Ok(())
+    }
+
+    fn goaway(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if head.stream != 0 {
+            return Err(protocol("GOAWAY on a stream"));
+        }
+        if payload.len() < 8 {
+            return Err(frame_size("GOAWAY is at least 8 bytes"));
+        }
+        // A client's GOAWAY concerns pushed streams, of which there are none; it closes when its streams are done.
+        if self.conns[c].face() == Face::Endpoint {
+            self.endpoint_goaway(now, c, be_u32(payload) & 0x7fff_ffff);
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        if payload.len() != 4 {
+            return Err(frame_size("WINDOW_UPDATE is 4 bytes"));
+        }
+        let increment = be_u32(payload) & MAX_WINDOW;
+        let conn = &mut self.conns[c];
+        conn.flood.count(now, Cheap::WindowUpdate, &self.limits.floods).map_err(calm)?;
+        if head.stream == 0 {
+            if increment == 0 {
+                return Err(protocol("WINDOW_UPDATE of 0"));
+            }
+            if conn.send.grow(increment).is_err() {
+                return Err(Fatal(Reason::FLOW_CONTROL_ERROR, "connection window above 2^31-1"));
+            }
+            self.pump(now, c);
+            return Ok(());
+        }
+        if conn.is_idle(head.stream) {
+            return Err(protocol("WINDOW_UPDATE on an idle stream"));
+        }
+        let face = conn.face();
+        let Some(&key) = conn.streams.get(&head.stream) else { return Ok(()) };
+        if increment == 0 {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        }
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        if pair.side(face).send.grow(increment).is_err() {
+            return self.stream_error(now, c, key, Reason::FLOW_CONTROL_ERROR);
+        }
+        self.push(now, key, face);
+        Ok(())
+    }
+
+    /// A stream error (RFC 9113 §5.4.2) by the peer of connection `c`.
+    pub(super) fn stream_error(
+        &mut self,
+        now: Instant,
+        c: u32,
+        key: super::PairKey,
+        reason: Reason,
+    ) -> Result<(), Fatal> {
+        match self.conns[c].face() {
+            Face::Client => {
+                self.conns[c].flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+                self.client_fault(now, key, reason);
+            }
+            Face::Endpoint => self.endpoint_fault(now, key, reason),
+        }
+        Ok(())
+    }
+}
+
+pub(super) const fn calm(what: &'static str) -> Fatal {
+    Fatal(Reason::ENHANCE_YOUR_CALM, what)
+}

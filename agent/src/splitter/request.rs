@@ -1,0 +1,368 @@
+//! Requests: from a client's HEADERS to a stream on an endpoint's connection, and what happens where an endpoint cannot
+//! take one: another endpoint where the first provably did not process it, else an answer of our own.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::conn::{Drain, Role, State};
+use super::flood::Cheap;
+use super::flow::{RecvWindow, SendWindow};
+use super::frame::{MAX_WINDOW, Reason};
+use super::message::{self, Status};
+use super::pair::{End, Face, Pair, PairKey, Phase, Side};
+use super::receive::{Fatal, Section, calm};
+use super::{Effect, Splitter};
+use crate::balance::EndpointLoad;
+
+/// Why a request goes to another endpoint, or to another connection of the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Replay {
+    /// The endpoint refused it or could not be reached: another one, and only another one.
+    Elsewhere,
+    /// The connection is going away (GOAWAY): the same endpoint may take it on a new connection.
+    Again,
+}
+
+impl Splitter {
+    /// A header block on a client's connection: a new request, or the trailers of one.
+    pub(super) fn client_headers(&mut self, now: Instant, c: u32, section: Section) -> Result<(), Fatal> {
+        let stream = section.stream;
+        let conn = &mut self.conns[c];
+        if let Some(&key) = conn.streams.get(&stream) {
+            return self.request_trailers(now, c, key, section);
+        }
+        if stream.is_multiple_of(2) {
+            return Err(Fatal(Reason::PROTOCOL_ERROR, "even stream id from a client"));
+        }
+        if let Drain::Final(last) = conn.drain
+            && stream > last
+        {
+            return Ok(());
+        }
+        if stream <= conn.stream_mark {
+            return match conn.remembered(stream) {
+                Some(true) => Ok(()),
+                Some(false) => Err(Fatal(Reason::STREAM_CLOSED, "HEADERS on a closed stream")),
+                None if conn.was_skipped(stream) => Err(Fatal(Reason::PROTOCOL_ERROR, "stream ids must rise")),
+                None => self.reset_unknown(now, c, stream, Reason::STREAM_CLOSED),
+            };
+        }
+        conn.opened(stream);
+        if section.self_dependent {
+            return self.reset_unknown(now, c, stream, Reason::PROTOCOL_ERROR);
+        }
+        if conn.streams.len() >= self.limits.client_streams as usize {
+            return self.reset_unknown(now, c, stream, Reason::REFUSED_STREAM);
+        }
+        if section.too_large {
+            let grpc = message::request(&self.list).is_ok_and(|request| request.grpc);
+            self.answer(c, stream, grpc, Status::ResourceExhausted, "request headers exceed the limit");
+            if !section.end_stream {
+                self.conns[c].reset(stream, Reason::NO_ERROR);
+            }
+            self.conns[c].remember(stream, true);
+            return Ok(());
+        }
+        let request = match message::request(&self.list) {
+            Ok(request) if section.end_stream && request.content_length.is_some_and(|length| length > 0) => {
+                return self.reset_unknown(now, c, stream, Reason::PROTOCOL_ERROR);
+            }
+            Ok(request) => request,
+            Err(message::Malformed(_)) => return self.reset_unknown(now, c, stream, Reason::PROTOCOL_ERROR),
+        };
+        let Role::Client(service) = &conn.role else { unreachable!("the client's face") };
+        let window = self.limits.stream_window;
+        let mut client =
+            Side::new(c, stream, RecvWindow::new(window, window), SendWindow::new(conn.peer.initial_window));
+        client.recv_ended = section.end_stream;
+        client.expected = request.content_length;
+        let mut endpoint = Side::new(u32::MAX, 0, RecvWindow::new(window, window), SendWindow::new(0));
+        if section.end_stream {
+            endpoint.end = End::EndStream;
+        }
+        let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
+        let key = self.pairs.insert(Pair {
+            client,
+            endpoint,
+            service: Rc::clone(service),
+            picked: None,
+            tried: Vec::new(),
+            phase: Phase::Waiting,
+            grpc: request.grpc,
+            head: request.head,
+            attempts: 0,
+            request: fields,
+            replay: Some(Vec::new()),
+            credited: 0,
+            sent_at: 0,
+        });
+        conn.streams.insert(stream, key);
+        self.stats.streams += 1;
+        self.dispatch(now, key);
+        Ok(())
+    }
+
+    /// RST_STREAM for a stream that has no pair.
+    fn reset_unknown(&mut self, now: Instant, c: u32, stream: u32, reason: Reason) -> Result<(), Fatal> {
+        let conn = &mut self.conns[c];
+        conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+        conn.reset(stream, reason);
+        conn.remember(stream, true);
+        Ok(())
+    }
+
+    fn request_trailers(&mut self, now: Instant, c: u32, key: PairKey, section: Section) -> Result<(), Fatal> {
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        let side = &mut pair.client;
+        if side.recv_ended {
+            return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
+        }
+        let short = side.expected.is_some_and(|expected| expected != side.body);
+        if !section.end_stream || short || message::trailers(&self.list).is_err() {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        }
+        if section.too_large {
+            self.fail(now, key, Status::ResourceExhausted, "request trailers exceed the limit");
+            return Ok(());
+        }
+        side.recv_ended = true;
+        let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
+        pair.endpoint.end = End::Trailers(fields);
+        self.push(now, key, Face::Endpoint);
+        Ok(())
+    }
+
+    /// Picks an endpoint for a request and gives the request to a connection of it.
+    pub(super) fn dispatch(&mut self, now: Instant, key: PairKey) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        pair.phase = Phase::Waiting;
+        pair.picked = None;
+        pair.attempts += 1;
+        let picked = pair.service.pick(now, &mut self.rng, &pair.tried);
+        // An endpoint that refused it does not get it again: then there is no other one left.
+        let again = picked.as_ref().is_some_and(|p| pair.tried.iter().any(|tried| Rc::ptr_eq(tried, p.endpoint())));
+        match picked {
+            Some(picked) if !again && pair.attempts <= self.limits.attempts => {
+                let endpoint = Rc::clone(picked.endpoint());
+                pair.picked = Some(picked);
+                self.place(now, key, &endpoint);
+            }
+            None => self.fail(now, key, Status::Unavailable, "the Service has no endpoint"),
+            Some(_) => self.fail(now, key, Status::Unavailable, "no endpoint could be reached"),
+        }
+    }
+
+    /// A connection to this endpoint for one more request: one that can open a stream now, else one that soon will,
+    /// else a new one.
+    fn place(&mut self, now: Instant, key: PairKey, endpoint: &Rc<EndpointLoad>) {
+        let pool = self.pools.get(&Rc::as_ptr(endpoint)).map_or(&[][..], Vec::as_slice);
+        let mut soon: Option<u32> = None;
+        for id in pool {
+            let conn = &self.conns[id.index];
+            if conn.can_open(&self.limits) {
+                return self.open(now, key, id.index);
+            }
+            if !conn.is_full() {
+                soon = Some(id.index);
+            }
+        }
+        if soon.is_none() && pool.len() >= self.limits.connections_per_endpoint {
+            soon = pool.iter().map(|id| id.index).min_by_key(|c| self.conns[*c].waiting.len());
+        }
+        let c = soon.unwrap_or_else(|| self.dial(now, endpoint));
+        let Some(pair) = self.pairs.get(key) else { return };
+        pair.endpoint.conn = c;
+        self.conns[c].waiting.push_back(key);
+    }
+
+    fn dial(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>) -> u32 {
+        self.stats.endpoint_connections += 1;
+        let id = self.new_conn(now, Role::Endpoint(Rc::clone(endpoint)));
+        self.pools.entry(Rc::as_ptr(endpoint)).or_default().push(id);
+        self.effects.push_back(Effect::Dial(id, endpoint.addr()));
+        id.index
+    }
+
+    /// Requests that wait for this endpoint connection go on it as far as it can take them. Where it is at its
+    /// MAX_CONCURRENT_STREAMS, the others go to connections that are not, as long as more may be opened: a request must
+    /// not wait for streams that may last for ever.
+    pub(super) fn admit(&mut self, now: Instant, c: u32) {
+        while self.conns[c].can_open(&self.limits) {
+            let Some(key) = self.conns[c].waiting.pop_front() else { return };
+            if self.waits_on(key, c) {
+                self.open(now, key, c);
+            }
+        }
+        let conn = &mut self.conns[c];
+        if conn.waiting.is_empty() || !conn.is_full() || conn.retired {
+            return;
+        }
+        let Role::Endpoint(endpoint) = &conn.role else { return };
+        let endpoint = Rc::clone(endpoint);
+        for key in std::mem::take(&mut conn.waiting) {
+            if self.waits_on(key, c) {
+                self.place(now, key, &endpoint);
+            }
+        }
+    }
+
+    /// A request that ended or moved while it waited is still named in the list.
+    fn waits_on(&mut self, key: PairKey, c: u32) -> bool {
+        self.pairs.get(key).is_some_and(|pair| pair.phase == Phase::Waiting && pair.endpoint.conn == c)
+    }
+
+    /// Opens the endpoint's stream: HEADERS, and what of the payload has come.
+    fn open(&mut self, now: Instant, key: PairKey, c: u32) {
+        let conn = &mut self.conns[c];
+        let Some(pair) = self.pairs.get(key) else { return };
+        let stream = conn.stream_mark;
+        conn.stream_mark += 2;
+        conn.idle_since = None;
+        conn.streams.insert(stream, key);
+        let side = &mut pair.endpoint;
+        side.conn = c;
+        side.id = stream;
+        side.send = SendWindow::new(conn.peer.initial_window);
+        let whole = side.pending().is_empty() && matches!(side.end, End::EndStream);
+        side.send_ended = whole;
+        pair.phase = Phase::Sent;
+        pair.sent_at = conn.out_end();
+        conn.write_headers(stream, whole, &pair.request);
+        // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
+        if stream >= MAX_WINDOW - 2 {
+            self.retire(now, c);
+        }
+        if !whole {
+            self.push(now, key, Face::Endpoint);
+        }
+    }
+
+    /// Request payload that was framed towards an endpoint which has not answered yet.
+    pub(super) fn keep_for_replay(&mut self, key: PairKey, bytes: &[u8]) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let Some(kept) = &mut pair.replay else { return };
+        let fits = kept.len() + bytes.len() <= self.limits.replay_stream
+            && self.replay_held + bytes.len() <= self.limits.replay_pod;
+        if fits {
+            kept.extend_from_slice(bytes);
+            self.replay_held += bytes.len();
+        } else {
+            self.drop_replay(key);
+        }
+    }
+
+    /// From here on the request is bound to its endpoint.
+    pub(super) fn drop_replay(&mut self, key: PairKey) {
+        if let Some(kept) = self.pairs.get(key).and_then(|pair| pair.replay.take()) {
+            self.replay_held -= kept.len();
+        }
+    }
+
+    /// Gives a request that was not processed to another endpoint or connection. The endpoint's stream has ended or
+    /// never was; `false`: it cannot be replayed, and the pair is as it was.
+    pub(super) fn replay(&mut self, now: Instant, key: PairKey, how: Replay) -> bool {
+        let Some(pair) = self.pairs.get(key) else { return false };
+        let Some(kept) = pair.replay.take() else { return false };
+        if pair.phase >= Phase::Interim {
+            pair.replay = Some(kept);
+            return false;
+        }
+        if how == Replay::Elsewhere
+            && let Some(picked) = &pair.picked
+        {
+            pair.tried.push(Rc::clone(picked.endpoint()));
+        }
+        let window = self.limits.stream_window;
+        let fresh = Side::new(u32::MAX, 0, RecvWindow::new(window, window), SendWindow::new(0));
+        let mut old = std::mem::replace(&mut pair.endpoint, fresh);
+        pair.credited += kept.len();
+        self.replay_held -= kept.len();
+        let mut pending = kept;
+        pending.extend_from_slice(old.pending());
+        pair.endpoint.pending = pending;
+        pair.endpoint.end = std::mem::take(&mut old.end);
+        pair.replay = Some(Vec::new());
+        if old.is_open() {
+            self.stats.streams_replayed += 1;
+            let conn = &mut self.conns[old.conn];
+            conn.streams.remove(&old.id);
+            if conn.streams.is_empty() {
+                conn.idle_since = Some(now);
+            }
+        }
+        self.dispatch(now, key);
+        true
+    }
+
+    /// The client reset its stream: the endpoint learns it at once, with the same code.
+    pub(super) fn client_reset(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        self.end_pair(now, key, None, Some(reason));
+    }
+
+    /// The client's stream broke the protocol.
+    pub(super) fn client_fault(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        self.end_pair(now, key, Some(reason), Some(Reason::CANCEL));
+    }
+
+    /// The client's connection is gone.
+    pub(super) fn cancel(&mut self, now: Instant, key: PairKey) {
+        self.end_pair(now, key, None, Some(Reason::CANCEL));
+    }
+
+    /// The endpoint's connection is gone; it had taken `flushed` bytes of output.
+    pub(super) fn endpoint_lost(&mut self, now: Instant, key: PairKey, flushed: u64) {
+        let never_sent = self.pairs.get(key).is_some_and(|pair| pair.sent_at >= flushed);
+        if !(never_sent && self.replay(now, key, Replay::Elsewhere)) {
+            self.fail(now, key, Status::Unavailable, "connection to the endpoint was lost");
+        }
+    }
+
+    /// The endpoint that a waiting request was for cannot be reached.
+    pub(super) fn endpoint_unreachable(&mut self, now: Instant, key: PairKey) {
+        if !self.replay(now, key, Replay::Elsewhere) {
+            self.fail(now, key, Status::Unavailable, "endpoint could not be reached");
+        }
+    }
+
+    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8).
+    pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32) {
+        let conn = &mut self.conns[c];
+        let id = conn.id;
+        let mut above: Vec<(u32, PairKey)> =
+            conn.streams.iter().filter(|(stream, _)| **stream > last).map(|(stream, key)| (*stream, *key)).collect();
+        above.sort_unstable_by_key(|(stream, _)| *stream);
+        self.leave_pool(c);
+        self.conns[c].retired = true;
+        for (_, key) in above {
+            if !self.replay(now, key, Replay::Again) {
+                // It was not processed (RFC 9113 §8.7); the client may try again as it sees fit.
+                self.end_pair(now, key, Some(Reason::REFUSED_STREAM), None);
+            }
+        }
+        if self.conns.slot(id).is_some() && self.conns[c].state != State::Closing {
+            self.retire(now, c);
+        }
+    }
+
+    /// No endpoint serves this request: our own answer where the client has none yet, else a reset.
+    pub(super) fn fail(&mut self, now: Instant, key: PairKey, status: Status, why: &str) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        self.stats.streams_failed += 1;
+        let (c, stream, grpc) = (pair.client.conn, pair.client.id, pair.grpc);
+        if pair.phase == Phase::Answered {
+            return self.end_pair(now, key, Some(Reason::INTERNAL_ERROR), Some(Reason::CANCEL));
+        }
+        pair.client.send_ended = true;
+        self.answer(c, stream, grpc, status, why);
+        // The response is complete; a client that still sends may stop (RFC 9113 §8.1).
+        self.end_pair(now, key, Some(Reason::NO_ERROR), Some(Reason::CANCEL));
+    }
+
+    /// HEADERS with END_STREAM of our own making.
+    fn answer(&mut self, c: u32, stream: u32, grpc: bool, status: Status, why: &str) {
+        let mut list = self.spare_lists.pop().unwrap_or_default();
+        message::own_response(&mut list, grpc, status, why);
+        self.conns[c].write_headers(stream, true, &list);
+        self.recycle(list);
+    }
+}

@@ -1,0 +1,110 @@
+//! Responses: from an endpoint's HEADERS and RST_STREAM to the client's stream, each section as it came.
+
+use std::time::Instant;
+
+use super::Splitter;
+use super::frame::Reason;
+use super::message::{self, Status};
+use super::pair::{End, Face, PairKey, Phase};
+use super::receive::{Fatal, Section};
+use super::request::Replay;
+
+impl Splitter {
+    /// A header block on an endpoint's connection: an interim response, a response, or its trailers.
+    pub(super) fn endpoint_headers(&mut self, now: Instant, c: u32, section: Section) -> Result<(), Fatal> {
+        let conn = &mut self.conns[c];
+        let Some(&key) = conn.streams.get(&section.stream) else {
+            if conn.is_idle(section.stream) {
+                return Err(Fatal(Reason::PROTOCOL_ERROR, "HEADERS on an idle stream"));
+            }
+            // It was on its way when the stream ended for us.
+            return Ok(());
+        };
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        if pair.endpoint.recv_ended {
+            return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
+        }
+        if section.too_large {
+            self.fail(now, key, Status::ResourceExhausted, "response headers exceed the limit");
+            return Ok(());
+        }
+        if pair.phase == Phase::Answered {
+            return self.response_trailers(now, c, key, section);
+        }
+        let head_request = pair.head;
+        let Ok(response) = message::response(&self.list) else {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        };
+        // 204 and 304 have no content, whatever content-length says (RFC 9110 §8.6).
+        let bodiless = head_request || matches!(response.status, 204 | 304);
+        let expected = response.content_length.filter(|_| !bodiless);
+        if section.end_stream && (response.is_interim() || expected.is_some_and(|length| length > 0)) {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        }
+        let (client_conn, client_stream) = (pair.client.conn, pair.client.id);
+        if response.is_interim() {
+            pair.phase = Phase::Interim;
+        } else {
+            pair.phase = Phase::Answered;
+            pair.endpoint.expected = expected;
+            pair.endpoint.recv_ended = section.end_stream;
+            pair.client.send_ended = section.end_stream;
+        }
+        self.conns[client_conn].write_headers(client_stream, section.end_stream, &self.list);
+        self.drop_replay(key);
+        if section.end_stream {
+            self.push(now, key, Face::Client);
+        }
+        Ok(())
+    }
+
+    fn response_trailers(&mut self, now: Instant, c: u32, key: PairKey, section: Section) -> Result<(), Fatal> {
+        let side = self.side(key, Face::Endpoint);
+        let short = side.expected.is_some_and(|expected| expected != side.body);
+        if !section.end_stream || short || message::trailers(&self.list).is_err() {
+            return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
+        }
+        self.side(key, Face::Endpoint).recv_ended = true;
+        let client = self.side(key, Face::Client);
+        if client.pending().is_empty() {
+            // The common case: nothing waits before the trailers, so they need not be kept.
+            client.send_ended = true;
+            let (conn, id) = (client.conn, client.id);
+            self.conns[conn].write_headers(id, true, &self.list);
+        } else {
+            let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
+            self.side(key, Face::Client).end = End::Trailers(fields);
+        }
+        self.push(now, key, Face::Client);
+        Ok(())
+    }
+
+    /// The endpoint reset its stream.
+    pub(super) fn endpoint_reset(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if pair.endpoint.recv_ended {
+            // The response is whole: the client gets all of it first, then the word that no more is wanted.
+            pair.client.then_reset = Some(reason);
+            // What still waits to go to the endpoint is not wanted either.
+            self.discard(key, Face::Endpoint);
+            return self.push(now, key, Face::Client);
+        }
+        let refused = reason == Reason::REFUSED_STREAM && pair.phase < Phase::Interim;
+        let elsewhere = refused
+            && pair.picked.as_ref().is_some_and(|picked| pair.service.lists_another(&pair.tried, picked.endpoint()));
+        if !(elsewhere && self.replay(now, key, Replay::Elsewhere)) {
+            self.end_pair(now, key, Some(reason), None);
+        }
+    }
+
+    /// The endpoint's stream broke the protocol: it is told so, and the client gets an error.
+    pub(super) fn endpoint_fault(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let (c, id) = (pair.endpoint.conn, pair.endpoint.id);
+        // Told here, so that `fail` does not say CANCEL.
+        pair.endpoint.recv_ended = true;
+        pair.endpoint.send_ended = true;
+        self.conns[c].reset(id, reason);
+        self.fail(now, key, Status::Internal, "malformed response from the endpoint");
+    }
+}

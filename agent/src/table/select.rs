@@ -1,0 +1,278 @@
+//! Which Service ports are ours, and why the others are not. In: a Service, its Namespace, a port. Out: selected, or
+//! the reason why it is left to kube-proxy. Unreadable annotations become problems and the default applies.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::object::{
+    Annotations, InternalTrafficPolicy, Key, LOAD_BALANCER, Object, Protocol, REDIRECT, Service, ServicePort,
+    ServiceType, SessionAffinity,
+};
+use super::problem::{Place, Problem};
+use super::{Policy, ServicePortName};
+use crate::addr::ServiceAddr;
+
+/// Why connections to a Service port are not redirected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Nothing says that the port speaks gRPC.
+    NotSelected,
+    /// Nothing readable does: the annotation's value is not understood.
+    UnreadableAnnotation,
+    /// `sluice.dev/redirect: "false"` on the Service.
+    OptedOutByService,
+    /// `sluice.dev/redirect: "false"` on the Namespace, and no word of the Service's own.
+    OptedOutByNamespace,
+    ExternalName,
+    Headless,
+    NoClusterIp,
+    /// UDP or SCTP.
+    NotTcp(Protocol),
+    SessionAffinity,
+    InternalTrafficLocal,
+    /// No slice of the ClusterIP's family has a usable endpoint for the port.
+    NoEndpoints,
+    /// Another Service, earlier by name, has the same ClusterIP and port.
+    AddressTaken(ServicePortName),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NotSelected => f.write_str("not selected: neither appProtocol, port name nor annotation says gRPC"),
+            Reason::UnreadableAnnotation => write!(f, "not selected: the annotation {REDIRECT} is unreadable"),
+            Reason::OptedOutByService => write!(f, "opted out: {REDIRECT} is \"false\" on the Service"),
+            Reason::OptedOutByNamespace => write!(f, "opted out: {REDIRECT} is \"false\" on the Namespace"),
+            Reason::ExternalName => f.write_str("type ExternalName: there is no ClusterIP to redirect"),
+            Reason::Headless => f.write_str("headless: clients dial pod addresses, there is no ClusterIP to redirect"),
+            Reason::NoClusterIp => f.write_str("no ClusterIP"),
+            Reason::NotTcp(Protocol::Sctp) => f.write_str("SCTP"),
+            Reason::NotTcp(Protocol::Udp | Protocol::Tcp) => f.write_str("UDP"),
+            Reason::SessionAffinity => f.write_str("sessionAffinity ClientIP binds a client to one endpoint"),
+            Reason::InternalTrafficLocal => f.write_str("internalTrafficPolicy Local is left to kube-proxy"),
+            Reason::NoEndpoints => f.write_str("no usable endpoints"),
+            Reason::AddressTaken(by) => write!(f, "the same ClusterIP and port belong to {by}"),
+        }
+    }
+}
+
+impl Reason {
+    /// What to do so that the port is redirected.
+    pub fn cure(&self) -> &'static str {
+        match self {
+            Reason::NotSelected => {
+                "set appProtocol: kubernetes.io/h2c, or name the port grpc, or annotate the Service sluice.dev/redirect: \"true\""
+            }
+            Reason::UnreadableAnnotation => REDIRECT_ON_SERVICE,
+            Reason::OptedOutByService => "remove the annotation from the Service",
+            Reason::OptedOutByNamespace => {
+                "remove the annotation from the Namespace, or annotate the Service sluice.dev/redirect: \"true\""
+            }
+            Reason::ExternalName => "make it a Service of type ClusterIP",
+            Reason::Headless => "give the Service a ClusterIP: leave out clusterIP: None",
+            Reason::NoClusterIp => {
+                "in a folder of manifests, write spec.clusterIP; in a cluster, wait for the API server to give one"
+            }
+            Reason::NotTcp(_) => "none: gRPC runs over TCP",
+            Reason::SessionAffinity => "set sessionAffinity: None",
+            Reason::InternalTrafficLocal => "set internalTrafficPolicy: Cluster",
+            Reason::NoEndpoints => {
+                "see why no Pod of the Service is ready; in a folder of manifests, see that an EndpointSlice has the label kubernetes.io/service-name and a port of the same name"
+            }
+            Reason::AddressTaken(_) => "give one of the two Services another ClusterIP or port",
+        }
+    }
+}
+
+const REDIRECT_ON_SERVICE: &str =
+    "write \"true\", \"false\" or names of the Service's ports with commas between, in quotes";
+const REDIRECT_ON_POD: &str = "write \"false\" or \"true\", in quotes";
+const LOAD_BALANCER_VALUES: &str = "write \"round-robin\" or \"least-request\"";
+
+/// The meaning of `sluice.dev/redirect`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Redirect {
+    All,
+    Nothing,
+    Ports(Vec<String>),
+}
+
+impl Redirect {
+    /// None: unreadable.
+    fn read(value: &str) -> Option<Redirect> {
+        match value.trim() {
+            "true" => Some(Redirect::All),
+            "false" => Some(Redirect::Nothing),
+            list => {
+                let names: Vec<String> = list.split(',').map(|it| it.trim().to_owned()).collect();
+                names.iter().all(|it| is_port_name(it)).then_some(Redirect::Ports(names))
+            }
+        }
+    }
+}
+
+/// A DNS label, as the API server demands of a Service's port names.
+fn is_port_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// What a Service's, or else its Namespace's, annotation says of all its ports.
+pub(super) struct Word {
+    redirect: Option<Redirect>,
+    by_service: bool,
+    unreadable: bool,
+}
+
+impl Word {
+    /// `namespace`: the redirect annotation of the Service's Namespace. Its own problems are reported with the Namespace.
+    pub(super) fn of(service: &Arc<Service>, namespace: Option<&Arc<str>>, problems: &mut Vec<Problem>) -> Word {
+        let written = service.metadata.annotations.redirect.as_deref();
+        let own = written.and_then(Redirect::read);
+        let place = || place(&Object::Service(service.clone()));
+        if let (Some(value), None) = (written, &own) {
+            problems.push(unreadable(place(), REDIRECT, value, REDIRECT_ON_SERVICE));
+        }
+        if let Some(Redirect::Ports(names)) = &own {
+            for name in names.iter().filter(|name| !service.spec.ports.iter().any(|port| *port.name == ***name)) {
+                problems.push(Problem {
+                    place: place(),
+                    field: annotation(REDIRECT),
+                    message: format!("the Service has no port named \"{name}\""),
+                    cure: format!("its ports are {}; or {REDIRECT_ON_SERVICE}", port_names(service)),
+                });
+            }
+        }
+        let by_service = own.is_some();
+        let redirect = own.or_else(|| namespace.and_then(|value| Redirect::read(value)));
+        Word { unreadable: written.is_some() && !by_service, redirect, by_service }
+    }
+
+    /// None: the port is selected and nothing speaks against it but, perhaps, the lack of addresses or endpoints.
+    pub(super) fn against(&self, service: &Service, port: &ServicePort) -> Option<Reason> {
+        let spec = &service.spec;
+        let selected = match &self.redirect {
+            Some(Redirect::Nothing) if self.by_service => return Some(Reason::OptedOutByService),
+            Some(Redirect::Nothing) => return Some(Reason::OptedOutByNamespace),
+            Some(Redirect::All) => true,
+            Some(Redirect::Ports(names)) => names.iter().any(|it| **it == *port.name) || says_grpc(port),
+            None => says_grpc(port),
+        };
+        if !selected {
+            return Some(if self.unreadable { Reason::UnreadableAnnotation } else { Reason::NotSelected });
+        }
+        match (spec.service_type, port.protocol) {
+            (ServiceType::ExternalName, _) => Some(Reason::ExternalName),
+            _ if spec.headless() => Some(Reason::Headless),
+            (_, Protocol::Udp | Protocol::Sctp) => Some(Reason::NotTcp(port.protocol)),
+            _ if spec.session_affinity == SessionAffinity::ClientIP => Some(Reason::SessionAffinity),
+            _ if spec.internal_traffic_policy == InternalTrafficPolicy::Local => Some(Reason::InternalTrafficLocal),
+            _ if spec.cluster_ips().next().is_none() => Some(Reason::NoClusterIp),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the port's own fields say that it speaks gRPC or HTTP/2 without TLS.
+fn says_grpc(port: &ServicePort) -> bool {
+    let by_protocol = matches!(port.app_protocol.as_deref(), Some("kubernetes.io/h2c" | "grpc"));
+    by_protocol || matches!(&*port.name, "grpc" | "h2c") || port.name.starts_with("grpc-")
+}
+
+/// How a Service wants its endpoints chosen.
+pub(super) fn policy(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Policy {
+    let place = || place(&Object::Service(service.clone()));
+    match service.metadata.annotations.load_balancer.as_deref() {
+        None => Policy::default(),
+        Some("round-robin") => Policy::RoundRobin,
+        Some("least-request") => Policy::LeastRequest,
+        Some("ewma") => {
+            problems.push(Problem {
+                place: place(),
+                field: annotation(LOAD_BALANCER),
+                message: "\"ewma\" is not available in this version; round-robin is used".to_owned(),
+                cure: LOAD_BALANCER_VALUES.to_owned(),
+            });
+            Policy::RoundRobin
+        }
+        Some(other) => {
+            problems.push(unreadable(place(), LOAD_BALANCER, other, LOAD_BALANCER_VALUES));
+            Policy::default()
+        }
+    }
+}
+
+/// The UID of a Pod whose own connections are to be left alone.
+pub(super) fn opted_out_pod(object: &Object, problems: &mut Vec<Problem>) -> Option<Arc<str>> {
+    match object.metadata().annotations.redirect.as_deref().map(str::trim) {
+        None | Some("true") => None,
+        Some("false") => {
+            let uid = object.metadata().uid.clone();
+            if uid.is_none() {
+                problems.push(Problem {
+                    place: place(object),
+                    field: "metadata.uid".to_owned(),
+                    message: format!("{REDIRECT} is \"false\", but a Pod is recognised by its UID and this has none"),
+                    cure: "write metadata.uid as `kubectl get pod -o yaml` shows it".to_owned(),
+                });
+            }
+            uid
+        }
+        Some(other) => {
+            problems.push(unreadable(place(object), REDIRECT, other, REDIRECT_ON_POD));
+            None
+        }
+    }
+}
+
+/// The Namespace's word, reported once for all its Services.
+pub(super) fn check_namespace(object: &Object, problems: &mut Vec<Problem>) {
+    if let Some(value) = object.metadata().annotations.redirect.as_deref()
+        && Redirect::read(value).is_none()
+    {
+        problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_SERVICE));
+    }
+}
+
+/// Keys under `sluice.dev/` that mean nothing are misspelt, as a rule.
+pub(super) fn check_keys(object: &Object, problems: &mut Vec<Problem>) {
+    let Annotations { unknown, .. } = &object.metadata().annotations;
+    problems.extend(unknown.iter().map(|key| Problem {
+        place: place(object),
+        field: annotation(key),
+        message: "sluice has no such annotation".to_owned(),
+        cure: format!("write {REDIRECT} or {LOAD_BALANCER}, or remove it"),
+    }));
+}
+
+fn unreadable(place: Place, key: &str, value: &str, cure: &str) -> Problem {
+    Problem {
+        place,
+        field: annotation(key),
+        message: format!("\"{value}\" is unreadable, the default applies"),
+        cure: cure.to_owned(),
+    }
+}
+
+fn annotation(key: &str) -> String {
+    format!("metadata.annotations[{key}]")
+}
+
+fn place(object: &Object) -> Place {
+    let key: Key = object.key();
+    Place::Object(key)
+}
+
+fn port_names(service: &Service) -> String {
+    let names: Vec<&str> = service.spec.ports.iter().map(|port| &*port.name).filter(|name| !name.is_empty()).collect();
+    if names.is_empty() { "without names".to_owned() } else { names.join(", ") }
+}
+
+/// One Service port in one family, as `status` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftAlone {
+    pub name: ServicePortName,
+    /// None where there is no ClusterIP.
+    pub addr: Option<ServiceAddr>,
+    pub reason: Reason,
+}

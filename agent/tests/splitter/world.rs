@@ -1,0 +1,274 @@
+//! A world around one splitter: pipes in place of sockets, a clock that only the test moves, bytes in chunks of chance.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use sluice_agent::addr::{EndpointAddr, ServiceAddr};
+use sluice_agent::balance::ServiceLoad;
+use sluice_agent::splitter::{ConnId, Effect, Limits, Splitter, Stats};
+use sluice_agent::table::{Endpoint, Policy, Service, ServicePortName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One direction of a pipe.
+#[derive(Default)]
+struct Lane {
+    bytes: VecDeque<u8>,
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// What fits in a pipe before its writer must wait, bytes.
+const LANE: usize = 64 * 1024;
+
+/// A peer's end of a connection to the splitter.
+pub struct Pipe {
+    /// From the splitter.
+    inbound: Rc<RefCell<Lane>>,
+    /// To the splitter.
+    outbound: Rc<RefCell<Lane>>,
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut lane = self.inbound.borrow_mut();
+        if lane.bytes.is_empty() && !lane.closed {
+            lane.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let n = buf.remaining().min(lane.bytes.len());
+        let (first, second) = lane.bytes.as_slices();
+        let (first, second) = (&first[..n.min(first.len())], &second[..n.saturating_sub(first.len())]);
+        buf.put_slice(first);
+        buf.put_slice(second);
+        lane.bytes.drain(..n);
+        if let Some(writer) = lane.writer.take() {
+            writer.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut lane = self.outbound.borrow_mut();
+        if lane.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let n = bytes.len().min(LANE - lane.bytes.len());
+        if n == 0 {
+            lane.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        lane.bytes.extend(&bytes[..n]);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outbound.borrow_mut().closed = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.outbound.borrow_mut().closed = true;
+        self.inbound.borrow_mut().closed = true;
+    }
+}
+
+/// The splitter's end.
+struct Socket {
+    to_peer: Rc<RefCell<Lane>>,
+    from_peer: Rc<RefCell<Lane>>,
+}
+
+fn pipe() -> (Pipe, Socket) {
+    let (inbound, outbound) = (Rc::default(), Rc::default());
+    let socket = Socket { to_peer: Rc::clone(&inbound), from_peer: Rc::clone(&outbound) };
+    (Pipe { inbound, outbound }, socket)
+}
+
+/// How many bytes move at once.
+#[derive(Clone, Copy, Debug)]
+pub enum Chunks {
+    One,
+    Random,
+    Whole,
+}
+
+pub struct World {
+    pub splitter: Splitter,
+    pub now: Instant,
+    pub rng: fastrand::Rng,
+    pub service: Rc<ServiceLoad>,
+    chunks: Chunks,
+    sockets: HashMap<ConnId, Socket>,
+    /// Endpoints that accept: where their ends of new connections are put.
+    pub accepted: HashMap<EndpointAddr, VecDeque<Pipe>>,
+}
+
+/// The `n`-th endpoint's address.
+pub fn endpoint(n: u8) -> EndpointAddr {
+    EndpointAddr::new(([10, 1, 0, n], 50051).into())
+}
+
+pub fn service(endpoints: &[EndpointAddr]) -> Arc<Service> {
+    Arc::new(Service {
+        id: 1,
+        addr: ServiceAddr::new(([10, 96, 0, 10], 50051).into()),
+        name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
+        policy: Policy::RoundRobin,
+        endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into() }).collect(),
+    })
+}
+
+impl World {
+    pub fn new(seed: u64, chunks: Chunks, limits: Limits, endpoints: &[EndpointAddr]) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let service = ServiceLoad::new(service(endpoints), &mut rng);
+        Self {
+            splitter: Splitter::new(Rc::new(limits.validated().unwrap()), rng.fork()),
+            now: Instant::now(),
+            rng,
+            service,
+            chunks,
+            sockets: HashMap::new(),
+            accepted: endpoints.iter().map(|addr| (*addr, VecDeque::new())).collect(),
+        }
+    }
+
+    /// A client's new connection.
+    pub fn connect(&mut self) -> (ConnId, Pipe) {
+        let (pipe, socket) = pipe();
+        let conn = self.splitter.handle_accepted(self.now, &self.service);
+        self.sockets.insert(conn, socket);
+        (conn, pipe)
+    }
+
+    fn chunk(&mut self, available: usize) -> usize {
+        match self.chunks {
+            Chunks::One => available.min(1),
+            Chunks::Random => available.min(self.rng.usize(1..=20_000)),
+            Chunks::Whole => available,
+        }
+    }
+
+    /// Moves what can be moved once. Whether anything moved.
+    pub fn step(&mut self) -> bool {
+        let mut moved = self.effects();
+        let mut conns: Vec<ConnId> = self.sockets.keys().copied().collect();
+        conns.sort();
+        self.rng.shuffle(&mut conns);
+        for conn in conns {
+            moved |= self.read(conn) | self.effects();
+            moved |= self.write(conn) | self.effects();
+        }
+        moved
+    }
+
+    fn read(&mut self, conn: ConnId) -> bool {
+        let Some(socket) = self.sockets.get(&conn) else { return false };
+        if !self.splitter.wants_read(conn) {
+            return false;
+        }
+        let lane = Rc::clone(&socket.from_peer);
+        let n = self.chunk(lane.borrow().bytes.len());
+        if n > 0 {
+            let bytes: Vec<u8> = lane.borrow_mut().bytes.drain(..n).collect();
+            if let Some(writer) = lane.borrow_mut().writer.take() {
+                writer.wake();
+            }
+            self.splitter.handle_bytes(self.now, conn, &bytes);
+            return true;
+        }
+        if lane.borrow().closed {
+            let socket = self.sockets.remove(&conn).unwrap();
+            hang_up(&socket);
+            self.splitter.handle_closed(self.now, conn);
+            return true;
+        }
+        false
+    }
+
+    fn write(&mut self, conn: ConnId) -> bool {
+        let Some(socket) = self.sockets.get(&conn) else { return false };
+        let lane = Rc::clone(&socket.to_peer);
+        let room = LANE - lane.borrow().bytes.len().min(LANE);
+        let n = self.splitter.output(conn).len().min(room);
+        let n = self.chunk(n);
+        if n == 0 {
+            return false;
+        }
+        if !lane.borrow().closed {
+            lane.borrow_mut().bytes.extend(&self.splitter.output(conn)[..n]);
+            if let Some(reader) = lane.borrow_mut().reader.take() {
+                reader.wake();
+            }
+        }
+        self.splitter.consumed(self.now, conn, n);
+        true
+    }
+
+    fn effects(&mut self) -> bool {
+        let mut any = false;
+        while let Some(effect) = self.splitter.poll_effect() {
+            any = true;
+            match effect {
+                Effect::Dial(conn, addr) => match self.accepted.get_mut(&addr) {
+                    Some(backlog) => {
+                        let (peer, socket) = pipe();
+                        backlog.push_back(peer);
+                        self.sockets.insert(conn, socket);
+                        self.splitter.handle_connected(self.now, conn);
+                    }
+                    None => self.splitter.handle_closed(self.now, conn),
+                },
+                Effect::Write(_) => {}
+                Effect::Close(conn) => {
+                    let rest = self.splitter.output(conn).to_vec();
+                    self.splitter.consumed(self.now, conn, rest.len());
+                    if let Some(socket) = self.sockets.remove(&conn) {
+                        socket.to_peer.borrow_mut().bytes.extend(rest);
+                        hang_up(&socket);
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    /// Moves the clock to the next deadline, if there is one.
+    pub fn pass_time(&mut self, at_most: Duration) {
+        let limit = self.now + at_most;
+        while let Some((at, _)) = self.splitter.next_deadline()
+            && at <= limit
+        {
+            self.now = self.now.max(at);
+            self.splitter.handle_deadline(self.now);
+        }
+        self.now = limit;
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.splitter.stats()
+    }
+}
+
+fn hang_up(socket: &Socket) {
+    for lane in [&socket.to_peer, &socket.from_peer] {
+        let mut lane = lane.borrow_mut();
+        lane.closed = true;
+        lane.reader.take().into_iter().chain(lane.writer.take()).for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,93 @@
+//! The rules of echo.proto that concern metadata: who answered, the fixed trailer, and `x-echo-*` coming back. Wraps
+//! tonic's service at the HTTP level, because tonic offers handlers no trailers on success. Reads no message.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tower_service::Service;
+
+use super::Link;
+use super::echo::{Deadline, Echo};
+use crate::proto::echo_server::EchoServer;
+
+const POD: HeaderName = HeaderName::from_static("x-sluice-pod");
+const ENDPOINT: HeaderName = HeaderName::from_static("x-sluice-endpoint");
+const TRAILER: HeaderName = HeaderName::from_static("x-sluice-trailer");
+const GRPC_STATUS: &str = "grpc-status";
+
+/// Answers one call.
+pub(super) async fn answer(
+    mut grpc: EchoServer<Echo>,
+    link: Arc<Link>,
+    mut request: Request<Incoming>,
+) -> Result<Response<WithTrailers>, Infallible> {
+    let headers = echoed(request.headers(), |name| !name.starts_with("x-echo-trailer-"));
+    let mut trailers = echoed(request.headers(), |name| name.starts_with("x-echo-trailer-"));
+    trailers.insert(TRAILER, HeaderValue::from_static("end"));
+    if let Some(deadline) = Deadline::of(request.headers()) {
+        request.extensions_mut().insert(deadline);
+    }
+
+    let (mut head, body) = grpc.call(request).await?.into_parts();
+    head.headers.insert(POD, link.pod.clone());
+    head.headers.insert(ENDPOINT, link.endpoint.clone());
+    head.headers.extend(headers);
+    // Trailers-Only: the one header block is headers and trailers at once.
+    let trailers = if head.headers.contains_key(GRPC_STATUS) {
+        head.headers.extend(trailers);
+        None
+    } else {
+        Some(trailers)
+    };
+    Ok(Response::from_parts(head, WithTrailers { body, trailers }))
+}
+
+/// The `x-echo-*` fields whose names pass, values untouched, duplicates in order.
+fn echoed(headers: &HeaderMap, passes: impl Fn(&str) -> bool) -> HeaderMap {
+    let mut echoed = HeaderMap::new();
+    for (name, value) in headers {
+        if name.as_str().starts_with("x-echo-") && passes(name.as_str()) {
+            echoed.append(name.clone(), value.clone());
+        }
+    }
+    echoed
+}
+
+/// A response body with more trailers than tonic knows of.
+pub(super) struct WithTrailers {
+    body: tonic::body::Body,
+    /// None once sent, or in a Trailers-Only response.
+    trailers: Option<HeaderMap>,
+}
+
+impl Body for WithTrailers {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)?) else { return Poll::Ready(None) };
+        let frame = match frame.into_trailers() {
+            Ok(mut own) => {
+                own.extend(self.trailers.take().unwrap_or_default());
+                Frame::trailers(own)
+            }
+            Err(data) => data,
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,107 @@
+//! What tasks need of the machine they run on: root, Debian packages, cargo. In: what is needed; out: it is there, or an
+//! error that says what to do. Says on standard error what takes long.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use testbed::find_tool;
+
+/// A line about what begins now and may take a while.
+pub(crate) fn step(text: &str) {
+    eprintln!("xtask: {text}");
+}
+
+/// Fails unless root, before anything slow begins. `task` is the command as typed.
+pub(crate) fn need_root(task: &str) -> Result<()> {
+    testbed::require_root().with_context(|| {
+        format!(
+            "`cargo xtask {task}` makes network namespaces, cgroups and nftables rules of its own and loads BPF \
+             programs; all of it is gone when it ends"
+        )
+    })
+}
+
+/// Installs the packages whose tool is missing: pairs of tool and package.
+pub(crate) fn need_tools(tools: &[(&str, &str)]) -> Result<()> {
+    let mut missing: Vec<_> =
+        tools.iter().filter(|(tool, _)| find_tool(tool).is_none()).map(|(_, package)| *package).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    install(&missing)
+}
+
+/// Installs the package if Python lacks the module.
+pub(crate) fn need_module(module: &str, package: &str) -> Result<()> {
+    let import = Command::new("python3").args(["-c", &format!("import {module}")]).stderr(Stdio::null()).status();
+    install(if import.is_ok_and(|status| status.success()) { &[] } else { std::slice::from_ref(&package) })
+}
+
+fn install(missing: &[&str]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if find_tool("apt-get").is_none() {
+        bail!("these are missing, and there is no apt-get to install them (Debian's names): {list}");
+    }
+    step(&format!("installing {list} (apt-get)"));
+    if apt_install(missing).is_err() {
+        // A fresh machine has no lists yet, or old ones.
+        step("updating apt's lists");
+        apt(&["update"])?;
+        apt_install(missing).with_context(|| format!("install them by hand: {list}"))?;
+    }
+    Ok(())
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
+}
+
+/// Silent unless it fails; waits for another apt to end.
+fn apt(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(["--quiet", "--option", "DPkg::Lock::Timeout=600"]).args(args);
+    let output = command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        bail!("apt-get {}: {}\n{}", args[0], output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Builds packages in release mode and gives the folder of their programs.
+pub(crate) fn build_release(packages: &[&str]) -> Result<PathBuf> {
+    step(&format!("building {} (release; some minutes the first time)", packages.join(" and ")));
+    let mut command = cargo();
+    command.args(["build", "--release", "--quiet"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    // Standard output belongs to the task's own result.
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("cargo build: {status}");
+    }
+    Ok(target().join("release"))
+}
+
+/// The cargo that runs this task, in the workspace's folder.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// The repository's folder.
+pub(crate) fn workspace() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
+
+/// Where cargo builds, wherever that was moved: this program lies in a folder of it.
+pub(crate) fn target() -> PathBuf {
+    let own = std::env::current_exe().ok();
+    let found = own.as_deref().and_then(|path| path.ancestors().nth(2));
+    found.map_or_else(|| workspace().join("target"), Path::to_path_buf)
+}

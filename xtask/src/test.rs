@@ -1,0 +1,238 @@
+//! `cargo xtask test`: all layers of tests, or one. In: nothing; out: one line per layer, then `N passed, N failed`
+//! summed from the test runners' own closing lines, and a status. A layer that cannot run fails; none is skipped.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::host;
+
+/// The version whose configuration format deny.toml has.
+const CARGO_DENY: &str = "0.20.2";
+/// Lines of a failed layer's log that are shown.
+const SHOWN: usize = 120;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// All of them if none is named
+    layer: Option<Layer>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Layer {
+    /// Formatting, clippy, licences and sources of dependencies
+    Lint,
+    /// The committed BPF object is what the source builds
+    Ebpf,
+    /// Tests that need no node
+    Pure,
+    /// Tests on a simulated node: real BPF, namespaces, cgroups
+    Node,
+    /// Unmodified gRPC clients in five languages on a simulated node
+    Clients,
+}
+
+/// What a test runner said at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let layers = match &options.layer {
+        Some(layer) => std::slice::from_ref(layer),
+        None => Layer::value_variants(),
+    };
+    let logs = host::target().join("test-logs");
+    fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+    let mut sum = Tally::default();
+    let mut broken = Vec::new();
+    for layer in layers {
+        let name = layer.name();
+        let log = logs.join(format!("{name}.log"));
+        host::step(&format!("layer {name}"));
+        let start = Instant::now();
+        let outcome = File::create(&log)
+            .with_context(|| format!("cannot write {}", log.display()))
+            .and_then(|file| layer.run(&Runner { log: file }));
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let mut tally = tally(&said);
+        let seconds = start.elapsed().as_secs();
+        match outcome {
+            Ok(()) => println!("{name}: ok, {} passed, {seconds} s", tally.passed),
+            Err(error) => {
+                show_end(&said);
+                // A layer that breaks without a failed test (formatting, a build) is a failure all the same.
+                tally.failed = tally.failed.max(1);
+                println!("{name}: FAILED, {} passed, {} failed, {seconds} s", tally.passed, tally.failed);
+                println!("  {error:#}; all it said: {}", log.display());
+                broken.push(name);
+            }
+        }
+        sum.passed += tally.passed;
+        sum.failed += tally.failed;
+    }
+    if !broken.is_empty() {
+        println!("failed: {}", broken.join(", "));
+    }
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Layer {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    fn run(self, runner: &Runner) -> Result<()> {
+        match self {
+            Layer::Lint => lint(runner),
+            // A process of its own, so that what it says goes to the log.
+            Layer::Ebpf => runner.run(Command::new(std::env::current_exe()?).args(["ebpf", "--check"])),
+            Layer::Pure => runner.cargo(&["test", "--no-fail-fast", "--workspace", "--exclude", "testbed"]),
+            Layer::Node => on_nodes(runner),
+            Layer::Clients => clients(runner),
+        }
+    }
+}
+
+fn lint(runner: &Runner) -> Result<()> {
+    // All three, so that one run shows everything there is to mend.
+    let results = [
+        runner.cargo(&["fmt", "--all", "--check"]),
+        runner.cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        deny(runner),
+    ];
+    let failures: Vec<_> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok(())
+}
+
+/// Licences, duplicates and sources of all dependencies, with a cargo-deny of our own.
+fn deny(runner: &Runner) -> Result<()> {
+    let tools = host::target().join("tools");
+    let program = tools.join("bin/cargo-deny");
+    let version = Command::new(&program).arg("--version").output();
+    if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).trim().ends_with(CARGO_DENY)) {
+        host::step(&format!("building cargo-deny {CARGO_DENY} (some minutes, once)"));
+        let root = tools.to_str().context("a build folder in UTF-8")?;
+        runner.cargo(&["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--force", "--root", root])?;
+    }
+    runner.run(Command::new(program).current_dir(host::workspace()).args(["check", "licenses", "bans", "sources"]))
+}
+
+/// The simulated node's own tests and those that use one, except for the clients'.
+fn on_nodes(runner: &Runner) -> Result<()> {
+    host::need_root("test node")?;
+    host::need_tools(&[("ip", "iproute2"), ("nft", "nftables"), ("bpftool", "bpftool"), ("python3", "python3")])?;
+    runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest"])?;
+    let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib"];
+    let targets = test_targets(&host::workspace().join("tests/tests"))?;
+    for target in targets.iter().filter(|name| *name != "clients") {
+        args.extend(["--test", target]);
+    }
+    runner.cargo(&args)
+}
+
+fn clients(runner: &Runner) -> Result<()> {
+    host::need_root("test clients")?;
+    host::need_tools(&[
+        ("ip", "iproute2"),
+        ("nft", "nftables"),
+        ("python3", "python3"),
+        ("go", "golang-go"),
+        ("node", "nodejs"),
+        ("npm", "npm"),
+        ("java", "default-jdk-headless"),
+        ("mvn", "maven"),
+    ])?;
+    host::need_module("ensurepip", "python3-venv")?;
+    host::step("building the clients (some minutes the first time)");
+    runner.run(Command::new("bash").current_dir(host::workspace()).arg("tests/clients/setup.sh"))?;
+    runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest"])?;
+    runner.cargo(&["test", "--no-fail-fast", "--package", "testbed", "--test", "clients"])
+}
+
+/// The names of the test files of a folder.
+fn test_targets(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let files =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|it| it == "rs"));
+    let mut names: Vec<_> = files.filter_map(|path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned())).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Runs commands whose output goes to a layer's log.
+struct Runner {
+    log: File,
+}
+
+impl Runner {
+    fn cargo(&self, args: &[&str]) -> Result<()> {
+        self.run(host::cargo().args(args))
+    }
+
+    fn run(&self, command: &mut Command) -> Result<()> {
+        let shown = format!("{command:?}").replace('"', "");
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(self.log.try_clone()?)
+            .stderr(self.log.try_clone()?)
+            .env("RUST_BACKTRACE", "0")
+            .status()
+            .with_context(|| format!("cannot start {shown}"))?;
+        if !status.success() {
+            bail!("{shown}: {status}");
+        }
+        Ok(())
+    }
+}
+
+/// Sums the closing lines of libtest: `test result: ok. 9 passed; 0 failed; …`.
+fn tally(log: &str) -> Tally {
+    let number = |line: &str, word: &str| -> u64 {
+        let (before, _) = line.split_once(word).unwrap_or_default();
+        before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    let closing = log.lines().filter(|line| line.starts_with("test result: "));
+    closing.fold(Tally::default(), |sum, line| Tally {
+        passed: sum.passed + number(line, " passed;"),
+        failed: sum.failed + number(line, " failed;"),
+    })
+}
+
+fn show_end(log: &str) {
+    let lines: Vec<_> = log.lines().collect();
+    for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+        println!("  | {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_summed() {
+        let log = "running 2 tests\n\
+                   test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                   test a ... FAILED\n\
+                   test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3 s\n";
+        assert_eq!(tally(log), Tally { passed: 21, failed: 2 });
+        assert_eq!(tally("error: could not compile"), Tally::default());
+    }
+
+    #[test]
+    fn every_test_file_is_a_target() {
+        let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
+        assert!(targets.contains(&"node".to_owned()), "{targets:?}");
+    }
+}
