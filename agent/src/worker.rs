@@ -48,7 +48,8 @@ pub enum Command {
     /// All Services as they are now. Answered when every new stream follows it.
     Table(Arc<Table>, Ack),
     /// Takes over a pod. Answered when its listeners are served. For a namespace that the worker already has, the
-    /// listeners are replaced and the connections go on.
+    /// listeners are replaced (the old ones are served for another second, until the kernel knows the new ones) and the
+    /// connections go on.
     AddPod(Pod, Ack),
     /// Closes everything that holds the pod's namespace.
     RemovePod(NetnsCookie, Ack),

@@ -17,11 +17,15 @@ use super::timers::{Alarm, Timer};
 const A_TURN: usize = 64;
 /// When the process has no descriptor left, connections wait in the backlog this long before the next try.
 const BACK_OFF: Duration = Duration::from_millis(100);
+/// A replaced listener is served this long yet: the kernel sends connections to it until the new one is published.
+const REPLACED: Duration = Duration::from_secs(1);
 
 pub(super) struct Listener {
     pub(super) pod: Key,
     pub(super) listener: TcpListener,
     pub(super) queued: bool,
+    /// Another has taken its place; its alarm closes it.
+    pub(super) replaced: bool,
     pub(super) alarm: Alarm,
 }
 
@@ -32,7 +36,8 @@ impl Worker {
         set_options(&SockRef::from(&listener))?;
         let listener = TcpListener::from_std(listener);
         let io = &mut self.io;
-        let key = io.listeners.insert(Listener { pod, listener, queued: false, alarm: Alarm::default() });
+        let key =
+            io.listeners.insert(Listener { pod, listener, queued: false, replaced: false, alarm: Alarm::default() });
         let registered = io.register_listener(key);
         if registered.is_err() {
             io.listeners.remove(key);
@@ -54,6 +59,9 @@ impl Worker {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
+                    if let Some(pod) = self.pods.get_mut(pod) {
+                        pod.accepts_failed += 1;
+                    }
                     if !std::mem::replace(&mut self.accept_warned, true) {
                         tracing::warn!(%error, "cannot accept connections; is the limit of open files reached? They wait");
                     }
@@ -85,14 +93,28 @@ impl Worker {
         if service.is_some() { self.arm_relay(key) } else { self.dial_relay(key) }
     }
 
+    /// New listeners are about to take over.
+    pub(super) fn replace_listeners(&mut self, pod: Key) {
+        let io = &mut self.io;
+        for key in io.listeners.keys(|listener| listener.pod == pod) {
+            let Some(listener) = io.listeners.get_mut(key) else { continue };
+            listener.replaced = true;
+            io.timers.set(&mut listener.alarm, Timer::Listener(key), Some(io.now + REPLACED));
+        }
+    }
+
+    /// Time to try again, or to close.
+    pub(super) fn listener_due(&mut self, key: Key) {
+        let Some(listener) = self.io.listeners.get(key) else { return };
+        if listener.replaced { self.close_listener(key) } else { self.io.enqueue_listener(key) }
+    }
+
     /// Takes what waits in the backlog and closes.
-    pub(super) fn close_listeners(&mut self, pod: Key) {
-        for key in self.io.listeners.keys(|listener| listener.pod == pod) {
-            self.accept_turn(key);
-            if let Some(mut gone) = self.io.listeners.remove(key) {
-                // Its file may be open elsewhere too, and would then go on to raise events.
-                self.io.deregister(&mut gone.listener);
-            }
+    pub(super) fn close_listener(&mut self, key: Key) {
+        self.accept_turn(key);
+        if let Some(mut gone) = self.io.listeners.remove(key) {
+            // Its file may be open elsewhere too, and would then go on to raise events.
+            self.io.deregister(&mut gone.listener);
         }
     }
 }

@@ -138,7 +138,7 @@ impl Worker {
         let known = self.by_cookie.get(&cookie).copied();
         let key = match known {
             Some(key) => {
-                self.close_listeners(key);
+                self.replace_listeners(key);
                 if let Some(state) = self.pods.get_mut(key) {
                     state.netns = netns;
                     state.name = name;
@@ -198,8 +198,8 @@ impl Worker {
         let over = draining.until <= now;
         if draining.listening && (over || draining.quiet_at() <= now) {
             draining.listening = false;
-            for pod in self.pods.keys(|_| true) {
-                self.close_listeners(pod);
+            for listener in self.io.listeners.keys(|_| true) {
+                self.close_listener(listener);
             }
         }
         if over {
@@ -242,6 +242,7 @@ impl PodState {
             alarm: Alarm::default(),
             accepted: 0,
             without_flow: 0,
+            accepts_failed: 0,
             dials_failed: 0,
         }
     }

@@ -105,6 +105,7 @@ pub(super) struct PodState {
     pub(super) alarm: Alarm,
     pub(super) accepted: u64,
     pub(super) without_flow: u64,
+    pub(super) accepts_failed: u64,
     pub(super) dials_failed: u64,
 }
 
@@ -225,7 +226,7 @@ impl Worker {
             match entry.1 {
                 Timer::Pod(key) => self.pod_due(key),
                 Timer::Conn(key) => self.conn_due(key),
-                Timer::Listener(key) => self.io.enqueue_listener(key),
+                Timer::Listener(key) => self.listener_due(key),
             }
         }
     }

@@ -30,6 +30,8 @@ pub struct PodReport {
     pub accepted: u64,
     /// Accepted and closed, because the kernel knew nothing of them.
     pub without_flow: u64,
+    /// Tries to accept that found the process without a free descriptor; the connections wait.
+    pub accepts_failed: u64,
     pub dials_failed: u64,
     pub splitter: Stats,
 }
@@ -66,6 +68,7 @@ impl Worker {
                     undetected_connections: 0,
                     accepted: pod.accepted,
                     without_flow: pod.without_flow,
+                    accepts_failed: pod.accepts_failed,
                     dials_failed: pod.dials_failed,
                     splitter: pod.splitter.as_ref().map(Splitter::stats).unwrap_or_default(),
                 };

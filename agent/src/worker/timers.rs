@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn an_unset_deadline_does_not_fire() {
-        assert_eq!(fires(&[Some(3), None]), Vec::<u32>::new());
+        assert!(fires(&[Some(3), None]).is_empty());
         assert_eq!(fires(&[Some(3), None, Some(7)]), [7]);
     }
 

@@ -1,4 +1,5 @@
 //! A worker with pods in the test's own network namespace, and endpoints on loopback ports.
+#![allow(dead_code, reason = "each of the tests' binaries uses its part")]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,31 +13,33 @@ use std::time::Duration;
 use sluice_agent::addr::{EndpointAddr, NetnsCookie, OriginalDst, ServiceAddr};
 use sluice_agent::detect::Patience;
 use sluice_agent::table::{Endpoint, Policy, Service, ServicePortName, Table};
+use tokio::sync::oneshot::error::TryRecvError;
+
 use sluice_agent::worker::{Answer, Pod, PodReport, Settings, WorkerHandle, spawn};
 
 /// No test waits for this long unless it fails.
-pub const HANG: Duration = Duration::from_secs(30);
+pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 /// The ClusterIP that pods dial unless a test says otherwise. Nothing listens there.
-pub fn service_addr() -> ServiceAddr {
+pub(crate) fn service_addr() -> ServiceAddr {
     ServiceAddr::new("10.96.0.10:50051".parse().unwrap())
 }
 
-pub struct World {
-    pub handle: WorkerHandle,
-    pub thread: JoinHandle<()>,
-    pub beats: Arc<AtomicU64>,
+pub(crate) struct World {
+    pub(crate) handle: WorkerHandle,
+    pub(crate) thread: JoinHandle<()>,
+    pub(crate) beats: Arc<AtomicU64>,
     /// What the kernel would remember of a pod's connections; a pod that is not in here has no flow.
     flows: Arc<Mutex<HashMap<NetnsCookie, OriginalDst>>>,
     next_cookie: AtomicU64,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Patience { silence: Duration::from_millis(20), partial: Duration::from_millis(50) })
     }
 
-    pub fn with(patience: Patience) -> Self {
+    pub(crate) fn with(patience: Patience) -> Self {
         let flows: Arc<Mutex<HashMap<NetnsCookie, OriginalDst>>> = Arc::default();
         let beats = Arc::new(AtomicU64::new(0));
         let (remembered, beating) = (Arc::clone(&flows), Arc::clone(&beats));
@@ -45,54 +48,56 @@ impl World {
             0,
             settings,
             Box::new(move |cookie, _| remembered.lock().unwrap().get(&cookie).copied()),
-            Box::new(move || drop(beating.fetch_add(1, Ordering::Relaxed))),
+            Box::new(move || {
+                beating.fetch_add(1, Ordering::Relaxed);
+            }),
         )
         .unwrap();
         Self { handle, thread, beats, flows, next_cookie: AtomicU64::new(1) }
     }
 
     /// The Service at `service_addr` gets these endpoints.
-    pub fn set_endpoints(&self, endpoints: &[SocketAddr]) {
+    pub(crate) fn set_endpoints(&self, endpoints: &[SocketAddr]) {
         wait(self.handle.set_table(table(endpoints)));
     }
 
     /// A pod whose connections all go to the Service.
-    pub fn pod(&self) -> SocketAddr {
+    pub(crate) fn pod(&self) -> SocketAddr {
         self.pod_that_dials(service_addr().socket_addr()).1
     }
 
-    pub fn pod_that_dials(&self, to: SocketAddr) -> (NetnsCookie, SocketAddr) {
+    pub(crate) fn pod_that_dials(&self, to: SocketAddr) -> (NetnsCookie, SocketAddr) {
         let cookie = NetnsCookie(self.next_cookie.fetch_add(1, Ordering::Relaxed));
         self.flows.lock().unwrap().insert(cookie, OriginalDst::new(to));
         let listener = self.listen(cookie);
         (cookie, listener)
     }
 
-    pub fn pod_without_flows(&self) -> SocketAddr {
+    pub(crate) fn pod_without_flows(&self) -> SocketAddr {
         let (cookie, listener) = self.pod_that_dials(service_addr().socket_addr());
         self.flows.lock().unwrap().remove(&cookie);
         listener
     }
 
     /// New listeners for a pod's namespace.
-    pub fn listen(&self, cookie: NetnsCookie) -> SocketAddr {
+    pub(crate) fn listen(&self, cookie: NetnsCookie) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         wait(self.handle.add_pod(pod(cookie, listener)));
         addr
     }
 
-    pub fn pod_report(&self) -> PodReport {
+    pub(crate) fn pod_report(&self) -> PodReport {
         wait(self.handle.report()).pods.remove(0)
     }
 
     /// Looks at the pod's report until it is as wanted.
-    pub fn until(&self, mut wanted: impl FnMut(&PodReport) -> bool) {
+    pub(crate) fn until(&self, mut wanted: impl FnMut(&PodReport) -> bool) {
         eventually(|| wanted(&self.pod_report()));
     }
 }
 
-pub fn pod(cookie: NetnsCookie, listener: TcpListener) -> Pod {
+pub(crate) fn pod(cookie: NetnsCookie, listener: TcpListener) -> Pod {
     Pod {
         cookie,
         netns: File::open("/proc/self/ns/net").unwrap().into(),
@@ -102,7 +107,7 @@ pub fn pod(cookie: NetnsCookie, listener: TcpListener) -> Pod {
     }
 }
 
-pub fn table(endpoints: &[SocketAddr]) -> Arc<Table> {
+pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<Table> {
     let endpoints = endpoints
         .iter()
         .map(|addr| Endpoint { addr: EndpointAddr::new(*addr), identity: addr.to_string().into() })
@@ -118,12 +123,22 @@ pub fn table(endpoints: &[SocketAddr]) -> Arc<Table> {
 }
 
 /// A command's answer, outside of tokio.
-pub fn wait<T>(answer: Answer<T>) -> T {
-    answer.blocking_recv().expect("the worker did not carry the command out")
+pub(crate) fn wait<T>(answer: Answer<T>) -> T {
+    let mut answer = answer;
+    let mut got = None;
+    eventually(|| match answer.try_recv() {
+        Ok(value) => {
+            got = Some(value);
+            true
+        }
+        Err(TryRecvError::Empty) => false,
+        Err(TryRecvError::Closed) => panic!("the worker did not carry the command out"),
+    });
+    got.unwrap()
 }
 
 /// Polls for something that has no event of its own.
-pub fn eventually(mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {
         if start.elapsed() > HANG {
@@ -133,27 +148,27 @@ pub fn eventually(mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub fn connect(to: SocketAddr) -> TcpStream {
+pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     patient(TcpStream::connect(to).unwrap())
 }
 
-pub fn patient(stream: TcpStream) -> TcpStream {
+pub(crate) fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(HANG)).unwrap();
     stream
 }
 
 /// An endpoint that hands its connections to the test.
-pub struct Backend {
-    pub addr: SocketAddr,
+pub(crate) struct Backend {
+    pub(crate) addr: SocketAddr,
     accepted: mpsc::Receiver<TcpStream>,
 }
 
 impl Backend {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::at("127.0.0.1:0")
     }
 
-    pub fn at(addr: &str) -> Self {
+    pub(crate) fn at(addr: &str) -> Self {
         let listener = TcpListener::bind(addr).unwrap();
         let addr = listener.local_addr().unwrap();
         let (sender, accepted) = mpsc::channel();
@@ -167,17 +182,17 @@ impl Backend {
         Self { addr, accepted }
     }
 
-    pub fn accept(&self) -> TcpStream {
+    pub(crate) fn accept(&self) -> TcpStream {
         self.accepted.recv_timeout(HANG).expect("no connection came")
     }
 
-    pub fn has_none(&self) -> bool {
+    pub(crate) fn has_none(&self) -> bool {
         self.accepted.try_recv().is_err()
     }
 }
 
 /// An endpoint that sends back what it gets, each connection by itself, and ends when the client has.
-pub fn echo() -> SocketAddr {
+pub(crate) fn echo() -> SocketAddr {
     let endpoint = Backend::new();
     let addr = endpoint.addr;
     std::thread::spawn(move || {
@@ -193,47 +208,47 @@ pub fn echo() -> SocketAddr {
 }
 
 /// A port of loopback at which nobody listens. Bound, so that nobody else gets it while the socket lives.
-pub fn nobody() -> (SocketAddr, socket2::Socket) {
+pub(crate) fn nobody() -> (SocketAddr, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     (socket.local_addr().unwrap().as_socket().unwrap(), socket)
 }
 
-pub fn send(stream: &mut TcpStream, bytes: &[u8]) {
+pub(crate) fn send(stream: &mut TcpStream, bytes: &[u8]) {
     stream.write_all(bytes).unwrap();
 }
 
-pub fn receive(stream: &mut TcpStream, count: usize) -> Vec<u8> {
+pub(crate) fn receive(stream: &mut TcpStream, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     stream.read_exact(&mut bytes).unwrap();
     bytes
 }
 
-pub fn receive_all(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn receive_all(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     bytes
 }
 
 /// Closes with a reset.
-pub fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// The peer has closed, or reset, and nothing more came.
-pub fn is_over(stream: &mut TcpStream) -> bool {
+pub(crate) fn is_over(stream: &mut TcpStream) -> bool {
     match stream.read(&mut [0]) {
         Ok(n) => n == 0,
         Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
     }
 }
 
-pub fn was_reset(stream: &mut TcpStream) -> bool {
+pub(crate) fn was_reset(stream: &mut TcpStream) -> bool {
     stream.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 /// The same bytes for the same seed.
-pub fn noise(seed: u64, count: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, count: usize) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut bytes = vec![0; count];
     rng.fill(&mut bytes);
