@@ -31,7 +31,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve this node: redirect its pods' connections to gRPC Services and spread their streams.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = EXAMPLES, next_line_help = true)]
     Run(Run),
     /// Print the version.
     Version,

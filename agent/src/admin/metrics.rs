@@ -56,12 +56,19 @@ pub(super) fn page(view: &View) -> String {
 type Of = fn(&PodReport) -> u64;
 
 /// Of each pod: name, type, help, value. A namespace's series ends with it.
-const OF_PODS: [(&str, &str, &str, Of); 8] = [
+const OF_PODS: [(&str, &str, &str, Of); 11] = [
     ("sluice_connections_accepted_total", "counter", "Redirected connections.", |pod| pod.accepted),
     ("sluice_connections_without_flow_total", "counter", "Closed: not redirected by us.", |pod| pod.without_flow),
+    ("sluice_accepts_failed_total", "counter", "Accepts that failed for want of a descriptor.", |pod| {
+        pod.accepts_failed
+    }),
     ("sluice_dials_failed_total", "counter", "Endpoints that could not be dialled.", |pod| pod.dials_failed),
     ("sluice_streams_total", "counter", "HTTP/2 streams.", |pod| pod.splitter.streams),
     ("sluice_streams_failed_total", "counter", "Streams that no endpoint answered.", |pod| pod.splitter.streams_failed),
+    ("sluice_protocol_errors_total", "counter", "Connections ended for a breach of HTTP/2.", |pod| {
+        pod.splitter.protocol_errors
+    }),
+    ("sluice_floods_total", "counter", "Connections ended for a flood.", |pod| pod.splitter.floods),
     (
         "sluice_streams_replayed_total",
         "counter",

@@ -76,11 +76,14 @@ fn traffic(report: &PodReport) -> Value {
         "undetected_connections": report.undetected_connections,
         "accepted": report.accepted,
         "without_flow": report.without_flow,
+        "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
         "open_streams": report.splitter.open_streams,
         "streams": report.splitter.streams,
         "streams_failed": report.splitter.streams_failed,
         "streams_replayed": report.splitter.streams_replayed,
+        "protocol_errors": report.splitter.protocol_errors,
+        "floods": report.splitter.floods,
     })
 }
 

@@ -56,6 +56,7 @@ fn a_workers_report_is_joined_to_its_pods() {
         undetected_connections: 0,
         accepted: 9,
         without_flow: 0,
+        accepts_failed: 0,
         dials_failed: 0,
         splitter: crate::splitter::Stats { streams: 40, open_streams: 3, ..Default::default() },
     };
