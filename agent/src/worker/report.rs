@@ -46,13 +46,17 @@ pub struct ServiceReport {
 #[derive(Clone, Debug)]
 pub struct EndpointReport {
     pub addr: EndpointAddr,
+    /// Streams and opaque connections open on it now.
+    pub open: u32,
 }
 
 impl Worker {
     pub(super) fn report(&self) -> Report {
         let services = self.services.values().map(|load| {
             let service = load.service();
-            let endpoints = service.endpoints.iter().map(|endpoint| EndpointReport { addr: endpoint.addr }).collect();
+            let endpoints = load.endpoints();
+            let endpoints =
+                endpoints.iter().map(|load| EndpointReport { addr: load.addr(), open: load.open() }).collect();
             ServiceReport { addr: service.addr, name: service.name.clone(), endpoints }
         });
         let mut pods: Vec<(Key, PodReport)> = self
