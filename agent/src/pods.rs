@@ -157,6 +157,7 @@ impl Discovery {
             tracing::warn!(pod = %uid, "processes of pods are hidden from the agent: it needs hostPID: true");
         }
         let plan = self.roster.observe(now, uid, &look.seen);
+        tracing::trace!(pod = %uid, namespaces = look.seen.namespaces.len(), unsettled = look.seen.unsettled, new = plan.enrol.len(), "looked at a pod");
         self.changes.extend(plan.remove.into_iter().map(Change::Lost));
         for inode in plan.enrol {
             // Without a handle the owner was uncertain; such a look is unsettled and comes again.
