@@ -123,7 +123,7 @@ async fn serve(config: &Run) -> Result<()> {
                 return Ok(());
             }
             worker = workers.ended() => {
-                bail!("worker {worker} has ended and its connections are lost, so the agent ends too; kube-proxy serves");
+                bail!("worker {worker} has ended, its connections are lost: the agent ends too, and kube-proxy serves");
             }
             updates = source.next() => if catalog.apply(updates) {
                 publisher.publish(&catalog.built.table).await;
