@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sluice_agent::detect::PREFACE;
-use sluice_agent::worker::{Settings, spawn};
+use sluice_agent::worker::{Pod, Settings, spawn};
 
 #[path = "worker/support.rs"]
 mod support;
@@ -403,6 +403,24 @@ fn a_draining_worker_refuses_new_connections_and_lets_relayed_ones_end() {
 }
 
 #[test]
+fn what_waits_in_the_backlog_when_draining_begins_is_served() {
+    let world = World::new();
+    world.set_endpoints(&[echo()]);
+    let pod = world.pod();
+    let held = world.hold();
+    let mut clients: Vec<_> = (0..100).map(|_| connect(pod)).collect();
+    let done = world.handle.drain(Instant::now() + 10 * HANG);
+    drop(held);
+    for client in &mut clients {
+        send(client, b"still in time");
+        assert_eq!(receive(client, 13), b"still in time");
+    }
+    drop(clients);
+    wait(done);
+    assert_eq!(world.pod_report().accepted, 100);
+}
+
+#[test]
 fn a_drain_that_takes_too_long_ends_with_resets() {
     let (world, backend) = (World::new(), Backend::new());
     let (mut client, mut server) = relayed(&world, &backend);
@@ -436,6 +454,21 @@ fn a_panic_ends_the_thread_so_that_its_watcher_can_end_the_process() {
 }
 
 #[test]
+fn an_ipv6_pod_reaches_an_ipv6_endpoint() {
+    let (world, backend) = (World::new(), Backend::at("[::1]:0"));
+    world.set_endpoints(&[backend.addr]);
+    let (cookie, _) = world.pod_that_dials(service_addr().socket_addr());
+    let listener6 = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let listener4 = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let through = [listener6.local_addr().unwrap(), listener4.local_addr().unwrap()];
+    wait(world.handle.add_pod(Pod { listener6: Some(listener6), ..pod(cookie, listener4) }));
+    for listener in through {
+        send(&mut connect(listener), b"x");
+        assert_eq!(receive(&mut backend.accept(), 1), b"x");
+    }
+}
+
+#[test]
 fn connections_leave_from_the_pods_own_namespace() {
     let world = World::new();
     let (listeners, inside) = std::sync::mpsc::channel();
@@ -459,7 +492,7 @@ fn connections_leave_from_the_pods_own_namespace() {
     let (listener, netns, to) = inside.recv().unwrap();
     world.set_endpoints(&[to]);
     let (cookie, _) = world.pod_that_dials(service_addr().socket_addr());
-    let listening = sluice_agent::worker::Pod { netns: netns.into(), ..pod(cookie, listener) };
+    let listening = Pod { netns: netns.into(), ..pod(cookie, listener) };
     wait(world.handle.add_pod(listening));
     finish.send(()).unwrap();
     pod_thread.join().unwrap();

@@ -35,11 +35,7 @@ pub(super) fn object(error: EbpfError) -> anyhow::Error {
 
 /// Loading the program of this name failed.
 pub(super) fn program(name: &str, error: ProgramError) -> anyhow::Error {
-    let cure = match &error {
-        // The verifier's words for a helper that this kernel, or this program type in it, does not have.
-        ProgramError::LoadError { verifier_log, .. } if is_missing_helper(&verifier_log.to_string()) => too_old(),
-        error => cure(io_error(error)),
-    };
+    let cure = cure(io_error(&error));
     anyhow::Error::new(error).context(format!("the kernel refuses BPF program {name}: {cure}"))
 }
 
@@ -75,6 +71,7 @@ fn cure(error: Option<&io::Error>) -> String {
                 .into()
         }
         Some(libc::ENOMEM) => "the kernel has no memory for it: raise the memory limit of the agent's cgroup".into(),
+        // EINVAL and its like: a helper, a hook or a kind of map that this kernel does not know.
         _ => too_old(),
     }
 }
@@ -86,12 +83,6 @@ fn too_old() -> String {
         "{NEEDED} or newer with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF is needed, this kernel is {}",
         running.trim_end()
     )
-}
-
-fn is_missing_helper(verifier_log: &str) -> bool {
-    ["unknown func", "invalid func", "cannot use helper", "program of this type cannot use helper"]
-        .iter()
-        .any(|words| verifier_log.contains(words))
 }
 
 /// The system call's error at the bottom of the chain.

@@ -179,7 +179,8 @@ impl UnenrolledConnects {
 
     /// The next one. Cancel safe: a record is taken only when it is returned.
     ///
-    /// One namespace reports every connect until it is enrolled; records are lost while the ring is full.
+    /// A namespace reports every connect until it is enrolled: enrol as opted out one that is never to be ours (a pod in the
+    /// host's network). Records are lost while the ring is full.
     pub async fn next(&mut self) -> anyhow::Result<Unenrolled> {
         loop {
             let mut ready = self.0.readable_mut().await.context("wait for map UNENROLLED")?;

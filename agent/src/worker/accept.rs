@@ -15,6 +15,8 @@ use super::timers::{Alarm, Timer};
 
 /// Most connections accepted in one turn.
 const A_TURN: usize = 64;
+/// Most turns of a listener that closes: enough for a backlog of 4096.
+const LAST_TURNS: usize = 4096 / A_TURN;
 /// When the process has no descriptor left, connections wait in the backlog this long before the next try.
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// A replaced listener is served this long yet: the kernel sends connections to it until the new one is published.
@@ -111,7 +113,12 @@ impl Worker {
 
     /// Takes what waits in the backlog and closes.
     pub(super) fn close_listener(&mut self, key: Key) {
-        self.accept_turn(key);
+        for _ in 0..LAST_TURNS {
+            self.accept_turn(key);
+            if !self.io.listeners.get(key).is_some_and(|listener| listener.queued) {
+                break;
+            }
+        }
         if let Some(mut gone) = self.io.listeners.remove(key) {
             // Its file may be open elsewhere too, and would then go on to raise events.
             self.io.deregister(&mut gone.listener);

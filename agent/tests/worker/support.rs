@@ -79,6 +79,11 @@ impl World {
         listener
     }
 
+    /// While this is held the worker stands still at the next connection that it accepts.
+    pub(crate) fn hold(&self) -> impl Sized {
+        self.flows.lock().unwrap()
+    }
+
     /// New listeners for a pod's namespace.
     pub(crate) fn listen(&self, cookie: NetnsCookie) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,8 +1,10 @@
 //! Attaching and detaching: overlap of two agents, what goes with an agent, and what it says.
 
-use std::io::Write;
+use std::env;
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use sluice_agent::intercept::{Intercept, Settings, Verdict};
@@ -23,6 +25,38 @@ fn an_agent_leaves_nothing_behind() {
         assert_eq!(world.attached(), 0);
         let _client = TcpStream::connect(service).unwrap();
         accept(&server);
+    });
+}
+
+#[test]
+fn a_killed_agent_leaves_nothing_behind() {
+    const CGROUP: &str = "SLUICE_TEST_AGENT_TO_KILL";
+    if let Some(cgroup) = env::var_os(CGROUP) {
+        // This is the agent's process; it waits for its end.
+        let mut intercept = Intercept::load(&QUIET).unwrap();
+        intercept.attach(Path::new(&cgroup)).unwrap();
+        println!("\nattached");
+        io::stdin().read_line(&mut String::new()).unwrap();
+        return;
+    }
+    in_world(|world| {
+        let mut agent = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "lifetime::a_killed_agent_leaves_nothing_behind", "--nocapture"])
+            .env(CGROUP, &world.cgroup.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(agent.stdout.take().unwrap()).lines();
+        let attached = said.map_while(Result::ok).any(|line| line == "attached");
+        let programs = world.attached();
+
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+
+        assert!(attached);
+        assert_eq!(programs, 5);
+        assert_eq!(world.attached(), 0);
     });
 }
 
@@ -100,12 +134,12 @@ impl Lines {
 }
 
 impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

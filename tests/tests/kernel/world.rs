@@ -20,19 +20,19 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::level_filters::LevelFilter;
 
 /// The ClusterIPs, on the namespace's loopback device; nothing outside the namespace has them.
-pub const CLUSTER_IP4: &str = "10.96.0.10";
-pub const CLUSTER_IP6: &str = "fd00:10:96::a";
+pub(crate) const CLUSTER_IP4: &str = "10.96.0.10";
+pub(crate) const CLUSTER_IP6: &str = "fd00:10:96::a";
 
 /// The worker whose heartbeat stands for the test's agent.
-pub const WORKER: u32 = 7;
+pub(crate) const WORKER: u32 = 7;
 
 /// Silent, and without a cgroup of its own.
-pub const QUIET: Settings = Settings { own_cgroup: None, log_level: LevelFilter::OFF };
+pub(crate) const QUIET: Settings = Settings { own_cgroup: None, log_level: LevelFilter::OFF };
 
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs `test` in a fresh cgroup and a fresh network namespace.
-pub fn in_world(test: impl FnOnce(&World) + Send) {
+pub(crate) fn in_world(test: impl FnOnce(&World) + Send) {
     // SAFETY: no preconditions.
     assert_eq!(unsafe { libc::geteuid() }, 0, "kernel tests load BPF programs: run them as root");
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,18 +50,18 @@ pub fn in_world(test: impl FnOnce(&World) + Send) {
 }
 
 /// The surroundings of one test; its thread, and threads made by it, are inside.
-pub struct World<'a> {
-    pub cgroup: &'a Cgroup,
-    pub netns: NetnsCookie,
+pub(crate) struct World<'a> {
+    pub(crate) cgroup: &'a Cgroup,
+    pub(crate) netns: NetnsCookie,
 }
 
 impl World<'_> {
     /// An agent attached here, with listeners in this namespace, enrolled, alive for the time of the test.
-    pub fn agent(&self) -> Agent {
+    pub(crate) fn agent(&self) -> Agent {
         self.agent_with(&QUIET)
     }
 
-    pub fn agent_with(&self, settings: &Settings) -> Agent {
+    pub(crate) fn agent_with(&self, settings: &Settings) -> Agent {
         let mut intercept = Intercept::load(settings).unwrap();
         intercept.attach(&self.cgroup.path).unwrap();
         let listener4 = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -75,45 +75,45 @@ impl World<'_> {
     }
 
     /// A server on a ClusterIP, with its ServiceAddr.
-    pub fn server(&self, ip: &str) -> (TcpListener, SocketAddr) {
+    pub(crate) fn server(&self, ip: &str) -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind((ip, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         (listener, addr)
     }
 
     /// How many programs are attached to the cgroup itself.
-    pub fn attached(&self) -> u32 {
+    pub(crate) fn attached(&self) -> u32 {
         // BPF_CGROUP_SOCK_OPS, INET4/6_CONNECT, INET4/6_GETPEERNAME of linux/bpf.h.
         [3, 10, 11, 29, 30].into_iter().map(|hook| self.cgroup.attached(hook)).sum()
     }
 }
 
 /// An agent reduced to its kernel side and two listeners.
-pub struct Agent {
-    pub intercept: Intercept,
-    pub listener4: TcpListener,
-    pub listener6: TcpListener,
-    pub heartbeat: Heartbeat,
-    pub flows: Flows,
+pub(crate) struct Agent {
+    pub(crate) intercept: Intercept,
+    pub(crate) listener4: TcpListener,
+    pub(crate) listener6: TcpListener,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) flows: Flows,
 }
 
 impl Agent {
     /// As this agent enrols the namespace.
-    pub fn entry(&self) -> PodEntry {
+    pub(crate) fn entry(&self) -> PodEntry {
         let port = |listener: &TcpListener| NonZeroU16::new(listener.local_addr().unwrap().port());
         PodEntry { port4: port(&self.listener4), port6: port(&self.listener6), worker: WORKER, opted_out: false }
     }
 
-    pub fn serve(&self, service: SocketAddr) {
+    pub(crate) fn serve(&self, service: SocketAddr) {
         self.intercept.services().unwrap().insert(ServiceAddr::new(service), 1).unwrap();
     }
 
-    pub fn count(&self, verdict: Verdict) -> u64 {
+    pub(crate) fn count(&self, verdict: Verdict) -> u64 {
         self.intercept.counters().unwrap().read().unwrap().get(verdict)
     }
 
     /// What the next connection at `listener` had dialled.
-    pub fn accept(&mut self, family: Family, netns: NetnsCookie) -> Option<OriginalDst> {
+    pub(crate) fn accept(&mut self, family: Family, netns: NetnsCookie) -> Option<OriginalDst> {
         let listener = match family {
             Family::V4 => &self.listener4,
             Family::V6 => &self.listener6,
@@ -124,30 +124,30 @@ impl Agent {
 }
 
 #[derive(Clone, Copy)]
-pub enum Family {
+pub(crate) enum Family {
     V4,
     V6,
 }
 
 /// The connection that has arrived at `listener`. A loopback connect is in its queue before it returns: nothing there means
 /// that it went elsewhere, and the test fails instead of waiting.
-pub fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     listener.set_nonblocking(true).unwrap();
     listener.accept().unwrap_or_else(|error| panic!("no connection arrived at {listener:?}: {error}"))
 }
 
 /// A TCP socket of the address's family, not connected.
-pub fn tcp(addr: SocketAddr) -> Socket {
+pub(crate) fn tcp(addr: SocketAddr) -> Socket {
     Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).unwrap()
 }
 
 /// The peer as getpeername tells the application, in the socket's own family.
-pub fn peer(socket: &Socket) -> SocketAddr {
+pub(crate) fn peer(socket: &Socket) -> SocketAddr {
     socket.peer_addr().unwrap().as_socket().unwrap()
 }
 
 /// Breaks the association of a TCP socket, so that it may be connected again: connect(2) with AF_UNSPEC.
-pub fn disconnect(socket: &Socket) {
+pub(crate) fn disconnect(socket: &Socket) {
     // SAFETY: a sockaddr of zeroes is a value, and AF_UNSPEC is 0.
     let unspecified: libc::sockaddr = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a sockaddr of the given length.
@@ -156,8 +156,8 @@ pub fn disconnect(socket: &Socket) {
 }
 
 /// A cgroup v2 that this process is in.
-pub struct Cgroup {
-    pub path: PathBuf,
+pub(crate) struct Cgroup {
+    pub(crate) path: PathBuf,
     came_from: PathBuf,
 }
 
@@ -175,7 +175,7 @@ impl Cgroup {
     }
 
     /// As the kernel numbers it.
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         fs::metadata(&self.path).unwrap().ino()
     }
 
