@@ -1,6 +1,6 @@
-//! The admin pages: /livez, /readyz, /status.json, /metrics. In: HTTP requests, and the control loop's word on each; out:
-//! pages. The control loop and the workers are asked when somebody looks, so that the pages cost nothing in between,
-//! and an agent whose loop hangs is not live. Changes nothing.
+//! The admin pages: /livez, /readyz, /status.json, /metrics. In: HTTP requests, and the control loop's word on each;
+//! out: pages. The control loop and the workers are asked when somebody looks, so that the pages cost nothing in
+//! between, and an agent whose loop hangs is not live. Changes nothing.
 
 use std::convert::Infallible;
 use std::path::PathBuf;

@@ -2,9 +2,10 @@
 //! from namespaces that are not enrolled; out: namespaces found, with open listeners inside, and namespaces lost. It
 //! tells neither workers nor kernel of them, and does not know which pods opted out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::future;
+use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -62,6 +63,8 @@ pub struct Discovery {
     tree: Tree,
     roster: Roster,
     off_limits: OffLimits,
+    /// Of the namespaces off limits: their connects are reported, too, by pods of the host's network.
+    ignored: HashSet<NetnsCookie>,
     home: Home,
     changes: VecDeque<Change>,
     scanned: bool,
@@ -73,11 +76,16 @@ impl Discovery {
     /// Starts to watch and notes every pod of the tree. Fails where the tree cannot be watched, or the host's own
     /// namespace cannot be told from the pods'.
     pub fn start(kubepods: &Path) -> Result<Self> {
+        let home = Home::open().context("cannot open /proc/thread-self/ns/net: is /proc mounted?")?;
+        let off_limits = OffLimits::read()?;
+        let cookie = |netns| listen::cookie_of(&home, netns);
+        let ignored = off_limits.handles.iter().map(cookie).collect::<io::Result<_>>();
         let mut discovery = Self {
             tree: Tree::new(kubepods)?,
             roster: Roster::default(),
-            off_limits: OffLimits::read()?,
-            home: Home::open().context("cannot open /proc/thread-self/ns/net: is /proc mounted?")?,
+            off_limits,
+            ignored: ignored.context("cannot enter the host's network namespace: the agent needs CAP_SYS_ADMIN")?,
+            home,
             changes: VecDeque::new(),
             scanned: false,
             reported: HashMap::new(),
@@ -113,7 +121,8 @@ impl Discovery {
     pub fn reported(&mut self, cookie: NetnsCookie, pid: u32) -> Result<()> {
         let now = Instant::now();
         let recently = |at: &Instant| now.duration_since(*at) < REPORTED_AGAIN;
-        if self.roster.is_enrolled(cookie) || self.reported.get(&cookie).is_some_and(recently) {
+        let known = self.ignored.contains(&cookie) || self.reported.get(&cookie).is_some_and(recently);
+        if known || self.roster.is_enrolled(cookie) {
             return Ok(());
         }
         self.reported.retain(|_, at| recently(at));
@@ -157,6 +166,7 @@ impl Discovery {
             tracing::warn!(pod = %uid, "processes of pods are hidden from the agent: it needs hostPID: true");
         }
         let plan = self.roster.observe(now, uid, &look.seen);
+        tracing::trace!(pod = %uid, namespaces = look.seen.namespaces.len(), unsettled = look.seen.unsettled, new = plan.enrol.len(), "looked at a pod");
         self.changes.extend(plan.remove.into_iter().map(Change::Lost));
         for inode in plan.enrol {
             // Without a handle the owner was uncertain; such a look is unsettled and comes again.

@@ -102,6 +102,8 @@ async fn serve(config: &Run) -> Result<()> {
     let (asks, mut asked) = mpsc::channel(16);
     tokio::spawn(admin::serve(admin, asks));
 
+    // Declared last and so dropped first: on every way out the links close before the listeners.
+    let mut intercept = intercept;
     let mut state = State::Scanning;
     let mut drained = None;
     loop {
@@ -121,8 +123,7 @@ async fn serve(config: &Run) -> Result<()> {
                 return Ok(());
             }
             worker = workers.ended() => {
-                intercept.detach_redirects();
-                bail!("worker {worker} has ended: its connections are lost, so the agent ends too; all is left to kube-proxy");
+                bail!("worker {worker} has ended, its connections are lost: the agent ends too, and kube-proxy serves");
             }
             updates = source.next() => if catalog.apply(updates) {
                 publisher.publish(&catalog.built.table).await;
@@ -142,10 +143,7 @@ async fn serve(config: &Run) -> Result<()> {
                     tracing::info!(services, pods, workers = workers.handles.len(), admin = %admin_address, "ready");
                 }
                 Ok(Change::Scanned) => {}
-                Err(error) => {
-                    intercept.detach_redirects();
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             },
             connect = unenrolled.next() => {
                 let connect = connect?;
@@ -159,7 +157,10 @@ async fn serve(config: &Run) -> Result<()> {
                     built: catalog.built.clone(),
                     source_problems: source.problems().to_vec(),
                     pods: enrolment.lines(&catalog),
-                    verdicts: counters.read()?,
+                    verdicts: counters.read().unwrap_or_else(|error| {
+                        tracing::warn!("the admin pages show no verdicts: {error:#}");
+                        Default::default()
+                    }),
                     workers: workers.handles.clone(),
                 });
             }

@@ -16,26 +16,33 @@ const DEPTH: usize = 3;
 
 /// Namespaces that are never enrolled: the host's and the agent's own. A process seen there may be on its way into its
 /// pod's.
-#[derive(Clone, Debug)]
-pub(super) struct OffLimits(BTreeSet<NetnsInode>);
+#[derive(Debug)]
+pub(super) struct OffLimits {
+    inodes: BTreeSet<NetnsInode>,
+    /// Open, so that no other namespace gets their inodes.
+    pub(super) handles: Vec<File>,
+}
 
 impl OffLimits {
     /// The host's namespace is that of process 1, and of the kernel's own threads where the agent may not look at
     /// process 1.
     pub(super) fn read() -> Result<Self> {
-        let of = |pid: u32| inode(&netns_of(pid));
-        let kernel = is_kernel_thread(2).then(|| of(2)).and_then(io::Result::ok);
-        let mut namespaces: BTreeSet<_> = match of(1) {
-            Ok(host) => kernel.into_iter().chain([host]).collect(),
-            Err(error) => [kernel.ok_or(error).context(
-                "cannot read /proc/1/ns/net, to tell the host's network from pods': the agent needs hostPID: true and \
-                 CAP_SYS_PTRACE",
-            )?]
-            .into(),
+        let kernel = is_kernel_thread(2).then(|| File::open(netns_of(2))).and_then(io::Result::ok);
+        let first = match (File::open(netns_of(1)), kernel) {
+            (Ok(first), kernel) => vec![first].into_iter().chain(kernel).collect(),
+            (Err(_), Some(kernel)) => vec![kernel],
+            (Err(error), None) => {
+                return Err(error).context(
+                    "cannot open /proc/1/ns/net, to tell the host's network from pods': the agent needs hostPID: true \
+                     and CAP_SYS_PTRACE",
+                );
+            }
         };
-        namespaces
-            .insert(inode(Path::new("/proc/self/ns/net")).context("cannot read /proc/self/ns/net: is /proc mounted?")?);
-        Ok(Self(namespaces))
+        let own = File::open("/proc/self/ns/net").context("cannot open /proc/self/ns/net: is /proc mounted?")?;
+        let handles: Vec<File> = first.into_iter().chain([own]).collect();
+        let inode = |file: &File| file.metadata().map(|metadata| NetnsInode(metadata.ino()));
+        let inodes = handles.iter().map(inode).collect::<io::Result<_>>().context("cannot examine /proc/1/ns/net")?;
+        Ok(Self { inodes, handles })
     }
 }
 
@@ -69,7 +76,7 @@ impl Look {
                 continue;
             }
             match inode(&netns_of(pid)) {
-                Ok(inode) if off_limits.0.contains(&inode) => self.seen.unsettled = true,
+                Ok(inode) if off_limits.inodes.contains(&inode) => self.seen.unsettled = true,
                 Ok(inode) => living.entry(inode).or_default().push(pid),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {

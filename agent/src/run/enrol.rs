@@ -36,7 +36,8 @@ impl Enrolment {
             name: name.clone(),
         };
         if worker.add_pod(pod).await.is_err() {
-            tracing::warn!(pod = %name, worker = entry.worker, "the worker did not take the pod; its connections are left alone");
+            let worker = entry.worker;
+            tracing::warn!(pod = %name, worker, "the worker did not take the pod; its connections are left alone");
             return;
         }
         if let Err(error) = self.map.insert(cookie, entry) {
@@ -45,7 +46,8 @@ impl Enrolment {
             return;
         }
         self.pods.insert(cookie, uid, entry);
-        tracing::info!(pod = %name, netns = cookie.0, worker = entry.worker, opted_out = entry.opted_out, "pod enrolled");
+        let PodEntry { worker, opted_out, .. } = entry;
+        tracing::info!(pod = %name, netns = cookie.0, worker, opted_out, "pod enrolled");
     }
 
     /// Takes the namespace from the kernel first, from its worker then. Afterwards nothing here keeps it alive.
