@@ -24,7 +24,8 @@ need() {
 launcher() {
     language=$1
     shift
-    printf '#!/bin/sh\n' >"$out/run/$language.new"
+    # A proxy of this machine is not for pods.
+    printf '#!/bin/sh\nunset http_proxy https_proxy grpc_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY\n' >"$out/run/$language.new"
     printf '%s\n' "$@" >>"$out/run/$language.new"
     chmod +x "$out/run/$language.new"
     mv "$out/run/$language.new" "$out/run/$language"
