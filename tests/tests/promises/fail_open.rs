@@ -1,6 +1,7 @@
 //! Whatever becomes of the agent, connects go on reaching backends: killed, stopped, or told to end. What reaches a
 //! backend through kube-proxy shows its own address as the client's end; what the agent has shows loopback.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -169,4 +170,26 @@ fn an_open_stream_goes_on_to_its_end_while_the_agent_drains() -> Result<()> {
     let ended = probe.answer()?;
     ensure!(ended["messages"] == 40, "the stream was cut: {ended}");
     ends_well(&mut agent)
+}
+
+/// A dying process's files close from the highest number down, so that this order is what the test above relies on.
+#[test]
+fn the_links_of_an_agent_have_higher_numbers_than_its_listeners() -> Result<()> {
+    let node = Node::new()?;
+    let _pods: Vec<_> = (0..4).map(|number| node.pod(format!("pod-{number}"))).collect::<Result<_>>()?;
+    let agent = node.agent().start()?;
+    let (mut links, mut sockets) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(format!("/proc/{}/fd", agent.pid()))? {
+        let entry = entry?;
+        let number: u32 = entry.file_name().to_string_lossy().parse()?;
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        match &*target.to_string_lossy() {
+            target if target.contains("bpf_link") || target.contains("bpf-link") => links.push(number),
+            target if target.starts_with("socket:") => sockets.push(number),
+            _ => {}
+        }
+    }
+    ensure!(links.len() == 5 && sockets.len() > 2 * 4, "links {links:?}, sockets {sockets:?}");
+    ensure!(links.iter().min() > sockets.iter().max(), "links {links:?}, sockets {sockets:?}");
+    Ok(())
 }

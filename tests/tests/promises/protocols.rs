@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
+use testbed::{Agent, Node, Pod, Process, Service};
 
 use crate::probe::{Probe, peer, redirected, spread};
 use crate::scene::{Backend, PORT, SOON, echo, serve, traffic, wait_for, with_log};
@@ -115,7 +115,7 @@ fn a_server_that_speaks_first_is_heard() -> Result<()> {
 import socketserver
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
-        self.wfile.write(b'220 ready\r\n')
+        self.wfile.write(b'220 ready\\r\\n')
         self.wfile.write(b'250 hello ' + self.rfile.readline())
 socketserver.ThreadingTCPServer(('', 50051), Handler).serve_forever()",
     )?;
