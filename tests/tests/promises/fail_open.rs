@@ -48,11 +48,15 @@ impl Scene {
         Ok(())
     }
 
-    /// The agent has new connections again, and calls on one spread over all endpoints evenly.
+    /// The agent has new connections again, soon.
     fn is_redirected(&self, probe: &mut Probe) -> Result<()> {
         let address = self.service.address4();
-        wait_for("a redirected connect", || Ok(probe.calls(address, 1)?.redirected().then_some(())))?;
-        let connection = probe.calls(address, 10 * ENDPOINTS)?;
+        wait_for("a redirected connect", || Ok(probe.calls(address, 1)?.redirected().then_some(())))
+    }
+
+    /// Calls on one connection spread over all endpoints evenly. Other load would take turns of its own.
+    fn is_even(&self, probe: &mut Probe) -> Result<()> {
+        let connection = probe.calls(self.service.address4(), 10 * ENDPOINTS)?;
         let pods = spread(&connection.answers);
         ensure!(pods.len() == ENDPOINTS && pods.values().all(|&calls| calls == 10), "{pods:?}");
         Ok(())
@@ -65,9 +69,10 @@ fn after_the_agent_was_killed_every_connect_reaches_a_backend() -> Result<()> {
     let mut probe = Probe::start(&scene.client)?;
     for kill in 1..=KILLS {
         let mut agent = scene.node.agent().start()?;
-        with_log(&agent, scene.is_redirected(&mut probe))?;
+        with_log(&agent, scene.is_redirected(&mut probe).and_then(|()| scene.is_even(&mut probe)))?;
+        let before = verdict(&agent, "redirected")?;
         let load = scene.load(&["--rate", "1000", "--rpcs", "100000", "--connections", "4", "--reconnect"])?;
-        wait_for("load", || Ok((verdict(&agent, "redirected")? > 5).then_some(())))?;
+        wait_for("load", || Ok((verdict(&agent, "redirected")? == before + 4).then_some(())))?;
         agent.signal(libc::SIGKILL)?;
         thread::sleep(Duration::from_millis(10));
         let connections = probe.connect(scene.service.address4(), CONNECTS).with_context(|| format!("kill {kill}"))?;
@@ -85,8 +90,9 @@ fn a_stopped_agent_gets_no_connect_and_a_continued_one_gets_them_again() -> Resu
     let mut agent = scene.node.agent().start()?;
     let mut probe = Probe::start(&scene.client)?;
     with_log(&agent, scene.is_redirected(&mut probe))?;
+    let before = verdict(&agent, "redirected")?;
     let load = scene.load(&["--rate", "200", "--rpcs", "2000", "--connections", "2"])?;
-    wait_for("load", || Ok((verdict(&agent, "redirected")? >= 4).then_some(())))?;
+    wait_for("load", || Ok((verdict(&agent, "redirected")? == before + 2).then_some(())))?;
     let stale = verdict(&agent, "worker_stale")?;
 
     agent.signal(libc::SIGSTOP)?;
@@ -105,7 +111,7 @@ fn a_stopped_agent_gets_no_connect_and_a_continued_one_gets_them_again() -> Resu
     ensure!(stale >= CONNECTS as u64, "{stale} connects are counted as worker_stale");
     // The connections that the agent had all the while went on as well.
     with_log(&agent, load.finish_without_failure(2000))?;
-    Ok(())
+    with_log(&agent, scene.is_even(&mut probe))
 }
 
 /// 8 s of load over so many connections, SIGTERM after 3; a client that dials again as gRPC's do notices nothing.

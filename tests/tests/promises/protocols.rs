@@ -18,7 +18,7 @@ struct Scene {
     client: Pod,
     agent: Agent,
     _servers: Vec<(Pod, Process)>,
-    node: Node,
+    _node: Node,
 }
 
 impl Scene {
@@ -39,7 +39,7 @@ impl Scene {
         }
         let client = node.pod("client")?;
         let agent = node.agent().start()?;
-        Ok(Self { service, client, agent, _servers: servers, node })
+        Ok(Self { service, client, agent, _servers: servers, _node: node })
     }
 
     /// One connection of a fresh probe; it was the agent's, and showed the ClusterIP.
