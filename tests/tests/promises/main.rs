@@ -2,7 +2,9 @@
 //! counts; where a promise has a time, the test waits at most a generous one, fails after it, and prints the figure.
 //! Needs root, `sluice-agent` and `loadtest` built, python3, openssl and bpftool; fails without.
 
+mod bad_input;
 mod fail_open;
+mod inspection;
 mod left_alone;
 mod probe;
 mod protocols;
