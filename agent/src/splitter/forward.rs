@@ -198,6 +198,10 @@ impl Splitter {
         let side = pair.side(from);
         side.recv.release(bytes);
         self.held -= bytes;
+        if !side.is_open() {
+            // Its connection is gone.
+            return;
+        }
         let conn = &mut self.conns[side.conn];
         let unpaid = side.unpaid.min(bytes);
         if unpaid > 0 {

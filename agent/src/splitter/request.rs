@@ -311,6 +311,17 @@ impl Splitter {
 
     /// The endpoint's connection is gone; it had taken `flushed` bytes of output.
     pub(super) fn endpoint_lost(&mut self, now: Instant, key: PairKey, flushed: u64) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if pair.endpoint.recv_ended {
+            self.response_is_whole(now, key, Reason::NO_ERROR);
+            // Nothing of the pair may refer to the connection any more: its slot will be another's.
+            if let Some(pair) = self.pairs.get(key) {
+                pair.endpoint.id = 0;
+                pair.endpoint.unpaid = 0;
+                pair.picked = None;
+            }
+            return;
+        }
         let never_sent = self.pairs.get(key).is_some_and(|pair| pair.sent_at >= flushed);
         if !(never_sent && self.replay(now, key, Replay::Elsewhere)) {
             self.fail(now, key, Status::Unavailable, "connection to the endpoint was lost");
