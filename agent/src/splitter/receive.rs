@@ -215,6 +215,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
         if side.recv.receive(head.length).is_err() {
+            conn.release(head.length);
             return self.stream_error(now, c, key, Reason::FLOW_CONTROL_ERROR);
         }
         // The connection's credit comes back at once while the pod is within its budget: many streams that wait must not
