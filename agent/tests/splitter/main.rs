@@ -1,6 +1,7 @@
 //! The splitter as a function of bytes: many peers, virtual time, no socket and no sleep. Each failure prints its seed.
 
 mod endpoints;
+mod flow_control;
 mod lifecycle;
 mod oracle;
 mod script;

@@ -50,6 +50,19 @@ impl Script {
         self.run();
     }
 
+    /// All that comes to `peer`, however much of it has to pass the pipe.
+    pub fn all(&mut self, peer: &mut Peer) -> Vec<Got> {
+        let mut all = Vec::new();
+        loop {
+            self.run();
+            let more = peer.got();
+            if more.is_empty() {
+                return all;
+            }
+            all.extend(more);
+        }
+    }
+
     /// A client that has not said anything.
     pub fn silent_client(&mut self) -> Peer {
         let (conn, pipe) = self.world.connect();
