@@ -1,7 +1,9 @@
 //! The splitter as a function of bytes: many peers, virtual time, no socket and no sleep. Each failure prints its seed.
 
 mod endpoints;
+mod errors;
 mod flow_control;
+mod headers;
 mod lifecycle;
 mod oracle;
 mod script;
