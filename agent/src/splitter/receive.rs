@@ -271,6 +271,8 @@ impl Splitter {
         };
         match conn.streams.get(&head.stream) {
             Some(&key) => self.stream_error(now, c, key, reason),
+            // No RST_STREAM names an idle stream (RFC 9113 §6.4): then the connection is in error (§5.4.2).
+            None if conn.is_idle(head.stream) => Err(Fatal(reason, "malformed PRIORITY on an idle stream")),
             None => {
                 conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(head.stream, reason);

@@ -124,6 +124,8 @@ fn by_either_side() -> Vec<(&'static str, Vec<u8>, u32)> {
         ("DATA on an idle stream", data(99, MORE, b"x"), PROTOCOL_ERROR),
         ("RST_STREAM on an idle stream", reset(99, CANCEL), PROTOCOL_ERROR),
         ("WINDOW_UPDATE on an idle stream", window(99, 1), PROTOCOL_ERROR),
+        ("PRIORITY of 4 bytes on an idle stream", frame(PRIORITY, 0, 99, &[0; 4]), FRAME_SIZE_ERROR),
+        ("PRIORITY of an idle stream on itself", frame(PRIORITY, 0, 99, &[0, 0, 0, 99, 0]), PROTOCOL_ERROR),
         ("DATA on an even stream", data(2, MORE, b"x"), PROTOCOL_ERROR),
         ("WINDOW_UPDATE on an even stream", window(2, 1), PROTOCOL_ERROR),
     ]

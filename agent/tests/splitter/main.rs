@@ -3,6 +3,7 @@
 mod endpoints;
 mod errors;
 mod flow_control;
+mod fuzz;
 mod headers;
 mod lifecycle;
 mod oracle;
