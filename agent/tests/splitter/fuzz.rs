@@ -1,6 +1,6 @@
 //! Many scripted peers in a world of chance: calls of all kinds, slightly wrong frames, stalls, lost connections, a table
 //! that changes, time that passes. Each peer judges what it reads; when all have hung up nothing may be left.
-//! `SLUICE_SEED=N` plays one case again.
+//! `SLUICE_SEED=N` plays one case again, `SLUICE_CASES=N` plays more of them.
 
 use std::time::{Duration, Instant};
 
@@ -281,8 +281,12 @@ impl Actor {
 }
 
 fn seeds(range: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let one: Option<u64> = std::env::var("SLUICE_SEED").ok().and_then(|seed| seed.parse().ok());
-    one.map_or(range, |seed| seed..seed + 1)
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match (number("SLUICE_SEED"), number("SLUICE_CASES")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(cases)) => 0..cases.max(range.end),
+        (None, None) => range,
+    }
 }
 
 /// Prints the seed of a case that panics.

@@ -219,6 +219,15 @@ impl Peer {
         self.put(wire::settings(list));
     }
 
+    /// As [`Peer::put`]; SETTINGS and WINDOW_UPDATE are entered in the books.
+    pub fn flood(&mut self, frame: &[u8]) {
+        match frame[3] {
+            wire::SETTINGS => self.settings(&[]),
+            wire::WINDOW_UPDATE => self.grant(u32::from(frame[8]), 1),
+            _ => self.put(frame),
+        }
+    }
+
     /// From here on it writes what may be answered by a second RST_STREAM.
     pub fn distrust(&mut self) {
         self.books.distrusted = true;
