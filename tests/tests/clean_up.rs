@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -122,7 +122,18 @@ fn a_snapshot_tells_a_program_and_a_namespace_that_are_still_held() -> Result<()
 
 /// Another process that holds a node, and the node's cgroup.
 fn run_elsewhere() -> Result<(Child, PathBuf)> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_busy-node")).stdout(Stdio::piped()).spawn()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_busy-node"));
+    // A background job of a shell ignores SIGINT, and so would its children; under nohup it is SIGHUP.
+    let heed_signals = || {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            // SAFETY: takes plain integers and is async-signal-safe.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec and only makes the call above.
+    unsafe { command.pre_exec(heed_signals) };
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut cgroup = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut cgroup)?;
     Ok((child, PathBuf::from(cgroup.trim())))

@@ -56,10 +56,13 @@ impl RecvWindow {
         Self { size: u64::from(size), received: 0, released: 0, limit: u64::from(granted) }
     }
 
-    /// The peer sent this much; `Err`: more than it may.
+    /// The peer sent this much; `Err`: more than it may, and nothing is counted.
     pub(super) fn receive(&mut self, bytes: usize) -> Result<(), Overflow> {
+        if self.received + bytes as u64 > self.limit {
+            return Err(Overflow);
+        }
         self.received += bytes as u64;
-        if self.received > self.limit { Err(Overflow) } else { Ok(()) }
+        Ok(())
     }
 
     /// These bytes are off our hands.

@@ -145,7 +145,7 @@ impl Splitter {
         let side = self.side(key, to);
         side.queued = true;
         let conn = side.conn;
-        self.conns[conn].blocked.push_back(key);
+        self.pairs.line_up(&mut self.conns[conn].blocked, key);
     }
 
     /// The connection has window or room again: those that wait for it go on, in turn.
@@ -160,8 +160,11 @@ impl Splitter {
                 return;
             }
             let Some(key) = conn.blocked.pop_front() else { return };
-            if let Some(pair) = self.pairs.get(key) {
-                pair.side(face).queued = false;
+            // A request that was replayed meanwhile waits elsewhere.
+            if let Some(side) = self.pairs.get(key).map(|pair| pair.side(face))
+                && side.conn == c
+            {
+                side.queued = false;
                 self.push(now, key, face);
             }
         }
@@ -198,6 +201,10 @@ impl Splitter {
         let side = pair.side(from);
         side.recv.release(bytes);
         self.held -= bytes;
+        if !side.is_open() {
+            // Its connection is gone.
+            return;
+        }
         let conn = &mut self.conns[side.conn];
         let unpaid = side.unpaid.min(bytes);
         if unpaid > 0 {

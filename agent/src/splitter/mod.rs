@@ -184,7 +184,9 @@ impl Splitter {
     /// The peer closed its sending direction: HTTP/2 has no use for the other one.
     pub fn handle_eof(&mut self, now: Instant, conn: ConnId) {
         if let Some(c) = self.conns.slot(conn) {
-            self.effects.push_back(Effect::Close(conn));
+            if self.conns[c].state != State::Closing {
+                self.effects.push_back(Effect::Close(conn));
+            }
             self.lose_conn(now, c);
         }
     }
@@ -323,11 +325,16 @@ impl Splitter {
     /// Step one: no stream is refused yet, but the client learns to open the next ones elsewhere.
     fn announce_drain(&mut self, now: Instant, c: u32, until: Instant) {
         let conn = &mut self.conns[c];
-        if conn.drain != Drain::No || conn.state != State::Open {
+        if conn.state != State::Open {
+            return;
+        }
+        let id = conn.id;
+        if conn.drain != Drain::No {
+            // Told before; but the end may be nearer now.
+            self.arm(until, id, DeadlineReason::DrainEnd);
             return;
         }
         conn.drain = Drain::Announced;
-        let id = conn.id;
         frame::write_goaway(conn.out(), 0x7fff_ffff, Reason::NO_ERROR, "");
         frame::write_ping(conn.out(), false, DRAIN_PING);
         self.arm((now + self.limits.drain_ping).min(until), id, DeadlineReason::DrainPing);
@@ -386,7 +393,8 @@ impl Splitter {
     /// The connection is gone, with all that was on it.
     fn lose_conn(&mut self, now: Instant, c: u32) {
         let (id, client) = (self.conns[c].id, matches!(self.conns[c].role, Role::Client(_)));
-        self.abandon(now, c);
+        let sent = self.conns[c].flushed;
+        self.abandon(now, c, sent);
         self.conns.remove(id);
         if client {
             self.close_endpoints_if_drained(now);
@@ -396,6 +404,8 @@ impl Splitter {
     /// A connection error (RFC 9113 §5.4.1): GOAWAY, and the end.
     fn fail_conn(&mut self, now: Instant, c: u32, reason: Reason, debug: &'static str) {
         let conn = &mut self.conns[c];
+        // What is in the output still goes out: a request in there may reach the endpoint and must not go elsewhere too.
+        let sent = conn.out_end();
         let last = conn.last_stream();
         frame::write_goaway(conn.out(), last, reason, debug);
         match reason {
@@ -403,12 +413,12 @@ impl Splitter {
             Reason::ENHANCE_YOUR_CALM => self.stats.floods += 1,
             _ => self.stats.protocol_errors += 1,
         }
-        self.abandon(now, c);
+        self.abandon(now, c, sent);
         self.begin_close(now, c);
     }
 
-    /// Takes every stream off a connection that is about to end.
-    fn abandon(&mut self, now: Instant, c: u32) {
+    /// Takes every stream off a connection that is about to end; its peer may see the first `sent` bytes of its output.
+    fn abandon(&mut self, now: Instant, c: u32, sent: u64) {
         self.leave_pool(c);
         let conn = &mut self.conns[c];
         // Nothing may be sent or opened on it from here on, whatever the loops below set going.
@@ -430,9 +440,8 @@ impl Splitter {
                 if !dialled || !conn.settled {
                     endpoint.connect_failed(now);
                 }
-                let flushed = conn.flushed;
                 for (_, key) in streams {
-                    self.endpoint_lost(now, key, flushed);
+                    self.endpoint_lost(now, key, sent);
                 }
                 for key in waiting {
                     self.endpoint_unreachable(now, key);

@@ -2,6 +2,7 @@
 //!
 //! State and its small transitions. Which frames cause them is decided where frames are received and forwarded.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::flow::{RecvWindow, SendWindow};
@@ -236,6 +237,21 @@ impl Pairs {
         *generation = generation.wrapping_add(1);
         self.free.push(key.index);
         Some(pair)
+    }
+
+    /// Puts a pair at the end of a list. Those that have ended meanwhile leave it before it grows.
+    pub(super) fn line_up(&self, list: &mut VecDeque<PairKey>, key: PairKey) {
+        if list.len() == list.capacity() {
+            list.retain(|key| self.contains(*key));
+            // Room for as many again: the next look at all of them is that far away.
+            list.reserve(list.len() + 1);
+        }
+        list.push_back(key);
+    }
+
+    fn contains(&self, key: PairKey) -> bool {
+        let (generation, slot) = &self.slots[key.index as usize];
+        *generation == key.generation && slot.is_some()
     }
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Pair> {

@@ -215,6 +215,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
         if side.recv.receive(head.length).is_err() {
+            conn.release(head.length);
             return self.stream_error(now, c, key, Reason::FLOW_CONTROL_ERROR);
         }
         // The connection's credit comes back at once while the pod is within its budget: many streams that wait must not
@@ -270,6 +271,8 @@ impl Splitter {
         };
         match conn.streams.get(&head.stream) {
             Some(&key) => self.stream_error(now, c, key, reason),
+            // No RST_STREAM names an idle stream (RFC 9113 §6.4): then the connection is in error (§5.4.2).
+            None if conn.is_idle(head.stream) => Err(Fatal(reason, "malformed PRIORITY on an idle stream")),
             None => {
                 conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(head.stream, reason);

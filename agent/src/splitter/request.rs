@@ -172,7 +172,7 @@ impl Splitter {
         let c = soon.unwrap_or_else(|| self.dial(now, endpoint));
         let Some(pair) = self.pairs.get(key) else { return };
         pair.endpoint.conn = c;
-        self.conns[c].waiting.push_back(key);
+        self.pairs.line_up(&mut self.conns[c].waiting, key);
     }
 
     fn dial(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>) -> u32 {
@@ -188,22 +188,44 @@ impl Splitter {
     /// not wait for streams that may last for ever.
     pub(super) fn admit(&mut self, now: Instant, c: u32) {
         while self.conns[c].can_open(&self.limits) {
-            let Some(key) = self.conns[c].waiting.pop_front() else { return };
-            if self.waits_on(key, c) {
+            let (from, key) = match self.conns[c].waiting.pop_front() {
+                Some(key) => (c, key),
+                None => match self.next_of_full(c) {
+                    Some(found) => found,
+                    None => return,
+                },
+            };
+            if self.waits_on(key, from) {
                 self.open(now, key, c);
             }
         }
-        let conn = &mut self.conns[c];
+        let conn = &self.conns[c];
         if conn.waiting.is_empty() || !conn.is_full() || conn.retired {
             return;
         }
         let Role::Endpoint(endpoint) = &conn.role else { return };
         let endpoint = Rc::clone(endpoint);
-        for key in std::mem::take(&mut conn.waiting) {
+        let pool = self.pools.get(&Rc::as_ptr(&endpoint)).map_or(&[][..], Vec::as_slice);
+        let all_full = pool.iter().all(|id| self.conns[id.index].is_full());
+        if all_full && pool.len() >= self.limits.connections_per_endpoint {
+            return;
+        }
+        for key in std::mem::take(&mut self.conns[c].waiting) {
             if self.waits_on(key, c) {
                 self.place(now, key, &endpoint);
             }
         }
+    }
+
+    /// A request that waits on a full connection to the same endpoint as `c`, where it could wait for ever.
+    fn next_of_full(&mut self, c: u32) -> Option<(u32, PairKey)> {
+        let Role::Endpoint(endpoint) = &self.conns[c].role else { return None };
+        let pool = self.pools.get(&Rc::as_ptr(endpoint))?;
+        let full = pool.iter().map(|id| id.index).find(|other| {
+            let other = &self.conns[*other];
+            other.is_full() && !other.waiting.is_empty()
+        })?;
+        Some((full, self.conns[full].waiting.pop_front()?))
     }
 
     /// A request that ended or moved while it waited is still named in the list.
@@ -309,9 +331,20 @@ impl Splitter {
         self.end_pair(now, key, None, Some(Reason::CANCEL));
     }
 
-    /// The endpoint's connection is gone; it had taken `flushed` bytes of output.
-    pub(super) fn endpoint_lost(&mut self, now: Instant, key: PairKey, flushed: u64) {
-        let never_sent = self.pairs.get(key).is_some_and(|pair| pair.sent_at >= flushed);
+    /// The endpoint's connection is gone; it may see the first `sent` bytes of its output.
+    pub(super) fn endpoint_lost(&mut self, now: Instant, key: PairKey, sent: u64) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if pair.endpoint.recv_ended {
+            self.response_is_whole(now, key, Reason::NO_ERROR);
+            // Nothing of the pair may refer to the connection any more: its slot will be another's.
+            if let Some(pair) = self.pairs.get(key) {
+                pair.endpoint.id = 0;
+                pair.endpoint.unpaid = 0;
+                pair.picked = None;
+            }
+            return;
+        }
+        let never_sent = self.pairs.get(key).is_some_and(|pair| pair.sent_at >= sent);
         if !(never_sent && self.replay(now, key, Replay::Elsewhere)) {
             self.fail(now, key, Status::Unavailable, "connection to the endpoint was lost");
         }
@@ -350,7 +383,12 @@ impl Splitter {
         self.stats.streams_failed += 1;
         let (c, stream, grpc) = (pair.client.conn, pair.client.id, pair.grpc);
         if pair.phase == Phase::Answered {
-            return self.end_pair(now, key, Some(Reason::INTERNAL_ERROR), Some(Reason::CANCEL));
+            // gRPC clients map these codes to the statuses (gRPC: PROTOCOL-HTTP2.md, "Errors").
+            let reason = match status {
+                Status::ResourceExhausted => Reason::ENHANCE_YOUR_CALM,
+                Status::Internal | Status::Unavailable => Reason::INTERNAL_ERROR,
+            };
+            return self.end_pair(now, key, Some(reason), Some(Reason::CANCEL));
         }
         pair.client.send_ended = true;
         self.answer(c, stream, grpc, status, why);

@@ -83,11 +83,7 @@ impl Splitter {
     pub(super) fn endpoint_reset(&mut self, now: Instant, key: PairKey, reason: Reason) {
         let Some(pair) = self.pairs.get(key) else { return };
         if pair.endpoint.recv_ended {
-            // The response is whole: the client gets all of it first, then the word that no more is wanted.
-            pair.client.then_reset = Some(reason);
-            // What still waits to go to the endpoint is not wanted either.
-            self.discard(key, Face::Endpoint);
-            return self.push(now, key, Face::Client);
+            return self.response_is_whole(now, key, reason);
         }
         let refused = reason == Reason::REFUSED_STREAM && pair.phase < Phase::Interim;
         let elsewhere = refused
@@ -97,14 +93,32 @@ impl Splitter {
         }
     }
 
+    /// The endpoint has said all and hears no more: the client gets all of it first, then the word that no more is
+    /// wanted (RFC 9113 §8.1), unless it has ended too.
+    pub(super) fn response_is_whole(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        self.side(key, Face::Client).then_reset = Some(reason);
+        // What still waits to go to the endpoint is not wanted either.
+        self.discard(key, Face::Endpoint);
+        self.push(now, key, Face::Client);
+    }
+
     /// The endpoint's stream broke the protocol: it is told so, and the client gets an error.
     pub(super) fn endpoint_fault(&mut self, now: Instant, key: PairKey, reason: Reason) {
         let Some(pair) = self.pairs.get(key) else { return };
         let (c, id) = (pair.endpoint.conn, pair.endpoint.id);
+        if pair.endpoint.we_reset {
+            // It was on its way when we reset the stream.
+            return;
+        }
+        let whole = pair.endpoint.recv_ended;
         // Told here, so that `fail` does not say CANCEL.
         pair.endpoint.recv_ended = true;
         pair.endpoint.send_ended = true;
+        pair.endpoint.we_reset = true;
         self.conns[c].reset(id, reason);
+        if whole {
+            return self.response_is_whole(now, key, Reason::NO_ERROR);
+        }
         self.fail(now, key, Status::Internal, "malformed response from the endpoint");
     }
 }

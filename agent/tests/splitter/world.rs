@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -33,6 +34,26 @@ pub struct Pipe {
     inbound: Rc<RefCell<Lane>>,
     /// To the splitter.
     outbound: Rc<RefCell<Lane>>,
+}
+
+impl Pipe {
+    /// Writes at once, whatever a real pipe would hold.
+    pub fn put(&self, bytes: &[u8]) {
+        let mut lane = self.outbound.borrow_mut();
+        if !lane.closed {
+            lane.bytes.extend(bytes);
+        }
+    }
+
+    /// All that came since the last call.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.inbound.borrow_mut().bytes).into()
+    }
+
+    /// The splitter has hung up.
+    pub fn is_closed(&self) -> bool {
+        self.inbound.borrow().closed
+    }
 }
 
 impl AsyncRead for Pipe {
@@ -116,6 +137,11 @@ pub struct World {
     sockets: HashMap<ConnId, Socket>,
     /// Endpoints that accept: where their ends of new connections are put.
     pub accepted: HashMap<EndpointAddr, VecDeque<Pipe>>,
+    /// Dials are not answered before `answer_dials`.
+    pub dials_wait: bool,
+    dials: VecDeque<(ConnId, EndpointAddr)>,
+    /// All that the splitter wrote and asked for, mixed into one number.
+    pub digest: u64,
 }
 
 /// The `n`-th endpoint's address.
@@ -145,6 +171,9 @@ impl World {
             chunks,
             sockets: HashMap::new(),
             accepted: endpoints.iter().map(|addr| (*addr, VecDeque::new())).collect(),
+            dials_wait: false,
+            dials: VecDeque::new(),
+            digest: 0,
         }
     }
 
@@ -216,8 +245,29 @@ impl World {
                 reader.wake();
             }
         }
+        let written = (conn, &self.splitter.output(conn)[..n]);
+        self.digest = mix(self.digest, &written);
         self.splitter.consumed(self.now, conn, n);
         true
+    }
+
+    /// Accepts or refuses the dials that waited, in their order, as the endpoint now does.
+    pub fn answer_dials(&mut self) {
+        for (conn, addr) in std::mem::take(&mut self.dials) {
+            self.answer_dial(conn, addr);
+        }
+    }
+
+    fn answer_dial(&mut self, conn: ConnId, addr: EndpointAddr) {
+        match self.accepted.get_mut(&addr) {
+            Some(backlog) => {
+                let (peer, socket) = pipe();
+                backlog.push_back(peer);
+                self.sockets.insert(conn, socket);
+                self.splitter.handle_connected(self.now, conn);
+            }
+            None => self.splitter.handle_closed(self.now, conn),
+        }
     }
 
     fn effects(&mut self) -> bool {
@@ -225,19 +275,20 @@ impl World {
         while let Some(effect) = self.splitter.poll_effect() {
             any = true;
             match effect {
-                Effect::Dial(conn, addr) => match self.accepted.get_mut(&addr) {
-                    Some(backlog) => {
-                        let (peer, socket) = pipe();
-                        backlog.push_back(peer);
-                        self.sockets.insert(conn, socket);
-                        self.splitter.handle_connected(self.now, conn);
+                Effect::Dial(conn, addr) => {
+                    self.digest = mix(self.digest, &(conn, addr));
+                    if self.dials_wait {
+                        self.dials.push_back((conn, addr));
+                    } else {
+                        self.answer_dial(conn, addr);
                     }
-                    None => self.splitter.handle_closed(self.now, conn),
-                },
+                }
                 Effect::Write(_) => {}
                 Effect::Close(conn) => {
                     let rest = self.splitter.output(conn).to_vec();
                     self.splitter.consumed(self.now, conn, rest.len());
+                    self.digest = mix(self.digest, &(conn, &rest));
+                    self.dials.retain(|(dialled, _)| *dialled != conn);
                     if let Some(socket) = self.sockets.remove(&conn) {
                         socket.to_peer.borrow_mut().bytes.extend(rest);
                         hang_up(&socket);
@@ -256,6 +307,7 @@ impl World {
         {
             self.now = self.now.max(at);
             self.splitter.handle_deadline(self.now);
+            self.effects();
         }
         self.now = limit;
     }
@@ -263,6 +315,12 @@ impl World {
     pub fn stats(&self) -> Stats {
         self.splitter.stats()
     }
+}
+
+fn mix(digest: u64, what: &impl Hash) -> u64 {
+    let mut hasher = rustc_hash::FxHasher::default();
+    (digest, what).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn hang_up(socket: &Socket) {
