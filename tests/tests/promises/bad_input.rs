@@ -177,6 +177,26 @@ fn a_file_half_written_goes_on_with_what_it_said_before() -> Result<()> {
     scene.served(load)
 }
 
+#[test]
+fn a_folder_that_goes_away_leaves_everything_serving_until_it_is_back() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut probe = Probe::start(&scene.client)?;
+    let load = scene.load()?;
+    let (path, away) = (scene.node.source_dir(), scene.node.folder().join("away"));
+    fs::rename(path, &away)?;
+    let problem = scene.problem(path.to_str().context("a path in UTF-8")?)?;
+    println!("{problem}");
+    ensure!(
+        problem["message"].as_str().is_some_and(|it| it.contains("serve on")) && problem["cure"] != "",
+        "{problem}"
+    );
+    scene.serves(&mut probe)?;
+    fs::rename(&away, path)?;
+    scene.no_problem()?;
+    scene.serves(&mut probe)?;
+    scene.served(load)
+}
+
 /// Runs an agent that must refuse to start, and gives what it said on standard error.
 fn refuses(launch: Launch) -> Result<String> {
     let output = launch.output()?;

@@ -16,6 +16,8 @@ const ENDPOINTS: usize = 3;
 /// Connects that must all reach a backend while there is no agent that works.
 const CONNECTS: usize = 50;
 const KILLS: usize = 5;
+/// From SIGKILL to the first connect, where the machine lets a process die at once.
+const SOON_DEAD: Duration = Duration::from_millis(10);
 
 /// Backends, a Service and two client pods, one of them for load.
 struct Scene {
@@ -67,6 +69,7 @@ impl Scene {
 fn after_the_agent_was_killed_every_connect_reaches_a_backend() -> Result<()> {
     let scene = Scene::new()?;
     let mut probe = Probe::start(&scene.client)?;
+    let mut in_time = 0;
     for kill in 1..=KILLS {
         let mut agent = scene.node.agent().start()?;
         with_log(&agent, scene.is_redirected(&mut probe).and_then(|()| scene.is_even(&mut probe)))?;
@@ -74,13 +77,16 @@ fn after_the_agent_was_killed_every_connect_reaches_a_backend() -> Result<()> {
         let load = scene.load(&["--rate", "1000", "--rpcs", "100000", "--connections", "4", "--reconnect"])?;
         wait_for("load", || Ok((verdict(&agent, "redirected")? == before + 4).then_some(())))?;
         agent.signal(libc::SIGKILL)?;
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(SOON_DEAD);
+        // On a machine without a free core the process may not have come to die yet.
+        in_time += usize::from(agent.try_wait()?.is_some());
+        wait_for("the killed agent's end", || agent.try_wait())?;
         let connections = probe.connect(scene.service.address4(), CONNECTS).with_context(|| format!("kill {kill}"))?;
         scene.through_kube_proxy(&connections)?;
-        agent.wait()?;
         drop(load);
     }
-    println!("{KILLS} kills: {} of {} connects from 10 ms later on", KILLS * CONNECTS, KILLS * CONNECTS);
+    let connects = KILLS * CONNECTS;
+    println!("{KILLS} kills, {in_time} agents gone {SOON_DEAD:?} later: {connects} of {connects} connects");
     Ok(())
 }
 
