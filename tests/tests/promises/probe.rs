@@ -61,12 +61,24 @@ impl Probe {
         self.http2(to, extra)?.pop().context("no connection")
     }
 
+    /// As [`Probe::connect`]: what came of those that did not fail, and the errors of the others.
+    pub(crate) fn attempt(&mut self, to: SocketAddr, count: usize) -> Result<(Vec<Connection>, Vec<String>)> {
+        self.attempts(to, json!({ "connections": count }))
+    }
+
     fn http2(&mut self, to: SocketAddr, extra: Value) -> Result<Vec<Connection>> {
+        let (connections, failed) = self.attempts(to, extra)?;
+        let all = connections.len() + failed.len();
+        ensure!(failed.is_empty(), "{} of {all} connections to {to} failed: {failed:?}", failed.len());
+        Ok(connections)
+    }
+
+    fn attempts(&mut self, to: SocketAddr, extra: Value) -> Result<(Vec<Connection>, Vec<String>)> {
         let answers = self.command("http2", Some(to), extra)?;
-        let all = answers.as_array().context("a list")?;
-        let failed: Vec<_> = all.iter().filter_map(|answer| answer["error"].as_str()).collect();
-        ensure!(failed.is_empty(), "{} of {} connections to {to} failed: {:?}", failed.len(), all.len(), failed);
-        all.iter().map(connection).collect()
+        let (failed, well): (Vec<_>, Vec<_>) =
+            answers.as_array().context("a list")?.iter().partition(|answer| answer["error"].is_string());
+        let errors = failed.iter().filter_map(|answer| answer["error"].as_str().map(str::to_owned));
+        Ok((well.into_iter().map(connection).collect::<Result<_>>()?, errors.collect()))
     }
 
     /// Further calls on a connection that was kept: how often each pod answered.
