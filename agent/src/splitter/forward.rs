@@ -23,7 +23,7 @@ impl Splitter {
             return self.end_if_complete(now, key);
         }
         if end_stream {
-            side.end = End::EndStream;
+            side.end = End::Data;
         }
         let mut rest = body;
         if side.pending().is_empty() && side.is_open() && self.conns[side.conn].blocked.is_empty() {
@@ -56,7 +56,7 @@ impl Splitter {
         if n == 0 {
             return None;
         }
-        let last = n == waiting.len() && matches!(side.end, End::EndStream);
+        let last = n == waiting.len() && matches!(side.end, End::Data);
         side.send.take(n);
         conn.send.take(n);
         side.send_ended = last;
@@ -110,8 +110,8 @@ impl Splitter {
         let (c, id) = (side.conn, side.id);
         if !side.send_ended {
             match &side.end {
-                End::Open => return,
-                End::EndStream => {
+                End::Open => {}
+                End::Data => {
                     side.send_ended = true;
                     frame::write_data(self.conns[c].out(), id, &[], true);
                 }

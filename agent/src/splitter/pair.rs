@@ -40,7 +40,7 @@ pub(super) enum End {
     #[default]
     Open,
     /// END_STREAM on the last DATA.
-    EndStream,
+    Data,
     /// HEADERS with END_STREAM.
     Trailers(HeaderList),
 }
@@ -130,7 +130,7 @@ impl std::fmt::Debug for Side {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let end = match self.end {
             End::Open => "open",
-            End::EndStream => "END_STREAM",
+            End::Data => "END_STREAM",
             End::Trailers(_) => "trailers",
         };
         f.debug_struct("Side")

@@ -111,7 +111,11 @@ fn by_either_side() -> Vec<(&'static str, Vec<u8>, u32)> {
         ("CONTINUATION without HEADERS", frame(CONTINUATION, END_HEADERS, 1, &head), PROTOCOL_ERROR),
         ("DATA inside a header block", [frame(HEADERS, 0, 1, &head), data(1, END, b"")].concat(), PROTOCOL_ERROR),
         ("PING inside a header block", [frame(HEADERS, 0, 1, &head), ping(0, &[0; 8])].concat(), PROTOCOL_ERROR),
-        ("an unknown frame inside a header block", [frame(HEADERS, 0, 1, &head), frame(77, 0, 1, b"")].concat(), PROTOCOL_ERROR),
+        (
+            "an unknown frame inside a header block",
+            [frame(HEADERS, 0, 1, &head), frame(77, 0, 1, b"")].concat(),
+            PROTOCOL_ERROR,
+        ),
         (
             "CONTINUATION of another stream",
             [frame(HEADERS, 0, 1, &head), frame(CONTINUATION, END_HEADERS, 3, &[])].concat(),
@@ -120,7 +124,11 @@ fn by_either_side() -> Vec<(&'static str, Vec<u8>, u32)> {
         ("an index that names nothing", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x80]), COMPRESSION_ERROR),
         ("an index past the table", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff, 0x40]), COMPRESSION_ERROR),
         ("a header block cut short", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head[..5]), COMPRESSION_ERROR),
-        ("a table size above ours", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xe2, 0x1f]), COMPRESSION_ERROR),
+        (
+            "a table size above ours",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xe2, 0x1f]),
+            COMPRESSION_ERROR,
+        ),
         ("DATA on an idle stream", data(99, MORE, b"x"), PROTOCOL_ERROR),
         ("RST_STREAM on an idle stream", reset(99, CANCEL), PROTOCOL_ERROR),
         ("WINDOW_UPDATE on an idle stream", window(99, 1), PROTOCOL_ERROR),
@@ -253,7 +261,12 @@ fn ping_and_settings_are_answered_hop_by_hop_and_never_forwarded() {
         assert_eq!(server.got(), [Got::Ping { ack: true, opaque: *b"from srv" }]);
         client.noise.clear();
         server.noise.clear();
-        client.settings(&[(INITIAL_WINDOW_SIZE, 7), (HEADER_TABLE_SIZE, 100), (MAX_CONCURRENT_STREAMS, 1), (0x0abc, 7)]);
+        client.settings(&[
+            (INITIAL_WINDOW_SIZE, 7),
+            (HEADER_TABLE_SIZE, 100),
+            (MAX_CONCURRENT_STREAMS, 1),
+            (0x0abc, 7),
+        ]);
         s.run();
         assert_eq!((client.got(), server.got()), (vec![], vec![]));
         assert_eq!((&client.noise[..], &server.noise[..]), (&[Got::SettingsAck][..], &[][..]));

@@ -133,7 +133,10 @@ fn a_stalled_stream_stops_no_other_stream_to_the_same_client() {
     let _ = client.got();
     for stream in [3, 5, 7, 9] {
         s.send(&client, headers(stream, END, CALL));
-        s.send(&server, [headers(stream, MORE, OK), data(stream, MORE, b"through"), headers(stream, END, DONE)].concat());
+        s.send(
+            &server,
+            [headers(stream, MORE, OK), data(stream, MORE, b"through"), headers(stream, END, DONE)].concat(),
+        );
         assert_eq!(client.got(), [heard(stream, MORE, OK), bytes(stream, MORE, b"through"), heard(stream, END, DONE)]);
     }
 }
@@ -285,7 +288,8 @@ fn data_is_cut_to_the_receiver_s_frame_size_and_never_joined() {
 #[test]
 fn a_huge_window_is_an_offer_and_costs_nothing() {
     let mut s = Script::with(Limits::default(), 1);
-    let (mut client, mut server) = s.call_with(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)], &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]);
+    let (mut client, mut server) =
+        s.call_with(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)], &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]);
     server.grant(0, 0x7fff_ffff - 65_535);
     client.grant(0, 0x7fff_ffff - 65_535);
     s.send(&client, data(1, END, b"ask"));

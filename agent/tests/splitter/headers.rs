@@ -9,7 +9,8 @@ const PATH: Fields<'static> = &[(":path", "/")];
 
 #[test]
 fn order_and_duplicates_stay() {
-    let more = [("b", "1"), ("a", "1"), ("b", "2"), ("a", "1"), ("c-bin", "AAAA,BBBB"), ("c-bin", ""), ("cookie", "x; y")];
+    let more =
+        [("b", "1"), ("a", "1"), ("b", "2"), ("a", "1"), ("c-bin", "AAAA,BBBB"), ("c-bin", ""), ("cookie", "x; y")];
     in_all_chunks(1, |mut s| {
         let client = s.client();
         s.send(&client, headers(1, END, &and(CALL, &more)));
@@ -173,7 +174,9 @@ fn malformed_trailers_of_a_request_reset_it_on_both_sides() {
 
 #[test]
 fn a_body_that_differs_from_its_content_length_is_reset() {
-    for (bodies, length) in [(vec![data(1, MORE, b"123")], "2"), (vec![data(1, END, b"1")], "2"), (vec![headers(1, END, DONE)], "2")] {
+    for (bodies, length) in
+        [(vec![data(1, MORE, b"123")], "2"), (vec![data(1, END, b"1")], "2"), (vec![headers(1, END, DONE)], "2")]
+    {
         in_all_chunks(1, |mut s| {
             let mut client = s.client();
             s.send(&client, headers(1, MORE, &and(CALL, &[("content-length", length)])));
@@ -246,7 +249,8 @@ fn a_malformed_response_is_an_internal_error_for_its_client_and_a_reset_for_its_
 
 #[test]
 fn malformed_trailers_of_a_response_reset_the_stream() {
-    for trailers in [headers(1, MORE, DONE), headers(1, END, &[(":status", "200")]), headers(1, END, &[("te", "gzip")])] {
+    for trailers in [headers(1, MORE, DONE), headers(1, END, &[(":status", "200")]), headers(1, END, &[("te", "gzip")])]
+    {
         in_all_chunks(1, |mut s| {
             let (mut client, mut server) = s.call();
             s.send(&server, [headers(1, MORE, OK), trailers.clone()].concat());
@@ -265,7 +269,10 @@ fn what_follows_a_whole_response_does_not_take_it_back() {
         assert_eq!(server.got(), [was_reset(1, STREAM_CLOSED)]);
         client.grant(1, 9);
         s.run();
-        assert_eq!(client.got(), [heard(1, MORE, OK), bytes(1, MORE, b"a"), bytes(1, END, b"ll"), was_reset(1, NO_ERROR)]);
+        assert_eq!(
+            client.got(),
+            [heard(1, MORE, OK), bytes(1, MORE, b"a"), bytes(1, END, b"ll"), was_reset(1, NO_ERROR)]
+        );
         assert_eq!(s.open_streams(), 0);
     });
 }

@@ -139,14 +139,34 @@ fn string(out: &mut Vec<u8>, bytes: &[u8]) {
 /// What a scripted peer reads. Header blocks are decoded, CONTINUATIONs joined.
 #[derive(Clone, PartialEq)]
 pub enum Got {
-    Headers { stream: u32, end: bool, fields: Vec<(String, String)> },
-    Data { stream: u32, end: bool, body: Vec<u8> },
-    Reset { stream: u32, code: u32 },
-    Ping { ack: bool, opaque: [u8; 8] },
-    GoAway { last: u32, code: u32 },
+    Headers {
+        stream: u32,
+        end: bool,
+        fields: Vec<(String, String)>,
+    },
+    Data {
+        stream: u32,
+        end: bool,
+        body: Vec<u8>,
+    },
+    Reset {
+        stream: u32,
+        code: u32,
+    },
+    Ping {
+        ack: bool,
+        opaque: [u8; 8],
+    },
+    GoAway {
+        last: u32,
+        code: u32,
+    },
     Settings(Vec<(u16, u32)>),
     SettingsAck,
-    Window { stream: u32, by: u32 },
+    Window {
+        stream: u32,
+        by: u32,
+    },
     /// The splitter hung up.
     Closed,
 }
