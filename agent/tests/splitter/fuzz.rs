@@ -2,7 +2,7 @@
 //! that changes, time that passes. Each peer judges what it reads; when all have hung up nothing may be left.
 //! `SLUICE_SEED=N` plays one case again, `SLUICE_CASES=N` plays more of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_agent::splitter::{Limits, PREFACE};
 
@@ -307,13 +307,14 @@ fn play(seed: u64) -> u64 {
 
 #[test]
 fn whatever_the_peers_do_nothing_is_left_when_they_have_gone() {
-    seeds(0..3_000).for_each(|seed| drop(play(seed)));
+    for seed in seeds(0..3_000) {
+        play(seed);
+    }
 }
 
 #[test]
 fn the_same_seed_and_inputs_give_the_same_outputs_byte_for_byte() {
-    let begun = Instant::now();
     for seed in seeds(0..50) {
-        assert_eq!(play(seed), play(seed), "seed {seed}, at other times: {begun:?}");
+        assert_eq!(play(seed), play(seed), "seed {seed}");
     }
 }
