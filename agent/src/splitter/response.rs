@@ -82,6 +82,7 @@ impl Splitter {
             self.side(key, Face::Client).end = End::Trailers(fields);
         }
         self.push(now, key, Face::Client);
+        self.free_endpoint(now, key);
         Ok(())
     }
 

@@ -268,6 +268,28 @@ fn a_request_waits_for_no_stream_that_lasts_while_another_connection_has_room() 
 }
 
 #[test]
+fn a_client_that_reads_slowly_takes_no_place_at_an_endpoint_that_has_finished() {
+    for end in [headers(1, END, DONE), data(1, END, b"")] {
+        in_all_chunks(1, |mut s| {
+            let (mut client, mut server) = s.call_with(&[(INITIAL_WINDOW_SIZE, 2)], &[(MAX_CONCURRENT_STREAMS, 1)]);
+            s.send(&client, data(1, END, b""));
+            s.send(&server, [headers(1, MORE, OK), data(1, MORE, b"answer"), end.clone()].concat());
+            s.send(&client, headers(3, END, CALL));
+            assert_eq!(server.got(), [bytes(1, END, b""), heard(3, END, CALL)]);
+            assert!(s.accept_any().is_none(), "no second connection");
+            drop(server);
+            s.run();
+            client.grant(1, 100);
+            s.run();
+            let got = client.got();
+            assert_eq!(got[..2], [heard(1, MORE, OK), bytes(1, MORE, b"an")]);
+            assert_eq!(got.iter().filter(|got| matches!(got, Got::Reset { .. })).count(), 0, "{got:?}");
+            assert_eq!(s.open_streams(), 0);
+        });
+    }
+}
+
+#[test]
 fn a_new_endpoint_takes_its_share_of_new_streams() {
     in_all_chunks(1, |mut s| {
         let (client, mut one) = s.call();
