@@ -231,7 +231,12 @@ impl World {
         if lane.borrow().closed {
             let socket = self.sockets.remove(&conn).unwrap();
             hang_up(&socket);
-            self.splitter.handle_closed(self.now, conn);
+            // A peer that hangs up is heard as an end or as a failure, as the sockets please.
+            if self.rng.bool() {
+                self.splitter.handle_eof(self.now, conn);
+            } else {
+                self.splitter.handle_closed(self.now, conn);
+            }
             return true;
         }
         false
