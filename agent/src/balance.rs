@@ -107,6 +107,11 @@ impl ServiceLoad {
         Arc::clone(&self.state.borrow().service)
     }
 
+    /// The endpoints as the Service lists them now, with their load.
+    pub fn endpoints(&self) -> Vec<Rc<EndpointLoad>> {
+        self.state.borrow().endpoints.clone()
+    }
+
     /// Takes over the endpoints as the table now lists them. Those that stay (same address, same identity) keep their
     /// load; those that leave are no longer current.
     pub fn update(&self, service: Arc<Service>) {

@@ -1,9 +1,17 @@
 //! sluice's agent as a library: the binary in `main.rs` is a thin shell around it, and tests and benches use its parts.
 
 pub mod addr;
+pub mod admin;
 pub mod balance;
+pub mod config;
 pub mod detect;
+pub mod intercept;
+pub mod netns;
+pub mod opaque;
+pub mod pods;
 pub mod publish;
+pub mod run;
 pub mod splitter;
 pub mod table;
 pub mod watch;
+pub mod worker;

@@ -1,1 +1,28 @@
-fn main() {}
+//! `sluice-agent`: reads the command line, does as told, and turns an error into a line and an exit status.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sluice_agent::config::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(config) => sluice_agent::run::run(&config),
+        Command::Version => {
+            println!("sluice-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+        // Before the log is there, or where it is off.
+        Err(error) => {
+            eprintln!("sluice-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,10 +1,11 @@
 //! The contract between the kernel programs and the agent: map names, capacities, keys, values and verdicts.
 //!
-//! Addresses are 16 bytes in network order; an IPv4 address stands as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), so that
-//! one key serves a socket of either family. Ports are in network order too. Nothing here depends on a platform.
+//! Addresses are 16 bytes as on the wire; an IPv4 address stands as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), so that one
+//! key serves a socket of either family. Ports are plain numbers: the programs swap them, so that `bpftool map dump`
+//! shows both as people write them. Nothing here depends on a platform.
 #![no_std]
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Names of the maps and programs in the object, said once for both sides.
 pub mod names {
@@ -32,6 +33,8 @@ pub const MAX_PODS: u32 = 4_096;
 pub const MAX_WORKERS: u32 = 256;
 /// Entries of FLOWS. The agent takes an entry out when it accepts; only a storm of connects that are never accepted fills it.
 pub const MAX_FLOWS: u32 = 65_536;
+/// Entries of COUNTERS and of CONFIG: one, whose fields have names.
+pub const ONE: u32 = 1;
 /// Bytes of the UNENROLLED ring: a power of two and a multiple of the page size.
 pub const UNENROLLED_BYTES: u32 = 65_536;
 
@@ -40,61 +43,63 @@ pub const HEARTBEAT_EVERY_NS: u64 = 100_000_000;
 /// A worker whose stamp is older than this gets no new connection, nanoseconds.
 pub const HEARTBEAT_STALE_NS: u64 = 1_000_000_000;
 
-/// An address and a port: 16 bytes and 2, both in network order, IPv4 as v4-mapped IPv6.
-#[repr(C)]
+/// An address and a port; IPv4 as v4-mapped IPv6. Aligned so that the programs compare and copy it by words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Four words as they lie in memory, each in network order.
-    pub ip: [u32; 4],
-    /// Network order.
+    /// As on the wire.
+    pub ip: [u8; 16],
+    /// A plain number.
     pub port: u16,
     pub pad: u16,
 }
 
+/// The third word of a v4-mapped address, as the kernel holds it (network order).
+const MAPPED_BE: u32 = 0xffff_u32.to_be();
+
 impl Address {
-    /// Of an IPv4 address and a port, both in network order.
+    /// Of an IPv4 address and a port as the kernel holds them (network order).
     #[inline(always)]
-    pub const fn v4(ip_be: u32, port_be: u16) -> Self {
-        Self { ip: [0, 0, 0xffff_u32.to_be(), ip_be], port: port_be, pad: 0 }
+    pub const fn from_v4_be(ip: u32, port: u16) -> Self {
+        Self::from_v6_be([0, 0, MAPPED_BE, ip], port)
     }
 
-    /// Of an IPv6 address (v4-mapped or not) and a port, all in network order.
+    /// Of an IPv6 address (v4-mapped or not) and a port as the kernel holds them (network order).
     #[inline(always)]
-    pub const fn v6(ip_be: [u32; 4], port_be: u16) -> Self {
-        Self { ip: ip_be, port: port_be, pad: 0 }
+    pub const fn from_v6_be(ip: [u32; 4], port: u16) -> Self {
+        // SAFETY: both types are 16 bytes of which every pattern is a value.
+        Self { ip: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(ip) }, port: u16::from_be(port), pad: 0 }
+    }
+
+    /// The address in the four words the kernel wants (network order).
+    #[inline(always)]
+    pub const fn words_be(&self) -> [u32; 4] {
+        // SAFETY: both types are 16 bytes of which every pattern is a value.
+        unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.ip) }
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.ip[0] == 0 && self.ip[1] == 0 && self.ip[2] == 0xffff_u32.to_be()
+        let [a, b, c, _] = self.words_be();
+        a == 0 && b == 0 && c == MAPPED_BE
     }
 }
 
 impl From<SocketAddr> for Address {
     fn from(addr: SocketAddr) -> Self {
-        let octets = match addr.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
+        let ip = match addr.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
         };
-        let mut ip = [0; 4];
-        for (word, bytes) in ip.iter_mut().zip(octets.chunks_exact(4)) {
-            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        Self { ip, port: addr.port().to_be(), pad: 0 }
+        Self { ip: ip.octets(), port: addr.port(), pad: 0 }
     }
 }
 
 impl From<Address> for SocketAddr {
     /// A v4-mapped address comes back as IPv4.
     fn from(address: Address) -> Self {
-        let mut octets = [0; 16];
-        for (bytes, word) in octets.chunks_exact_mut(4).zip(address.ip) {
-            bytes.copy_from_slice(&word.to_ne_bytes());
-        }
-        let ip = Ipv6Addr::from(octets);
-        let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), |v4: Ipv4Addr| IpAddr::V4(v4));
-        SocketAddr::new(ip, u16::from_be(address.port))
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::from(address.ip)).to_canonical(), address.port)
     }
 }
 
@@ -122,9 +127,9 @@ pub struct PodKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodValue {
-    /// Port of the listener on 127.0.0.1, network order; 0: none.
+    /// Port of the listener on 127.0.0.1; 0: none.
     pub port4: u16,
-    /// Port of the listener on ::1, network order; 0: none.
+    /// Port of the listener on ::1; 0: none.
     pub port6: u16,
     /// Index into HEARTBEAT.
     pub worker: u32,
@@ -150,7 +155,7 @@ pub struct Heartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Original {
     pub destination: Address,
-    /// Network order.
+    /// The listener's port.
     pub redirected_port: u16,
     pub pad: u16,
 }
@@ -184,16 +189,18 @@ pub struct Unenrolled {
 pub struct Config {
     /// Of the agent's own cgroup (v2): its connects are left alone; 0: none.
     pub own_cgroup: u64,
-    /// 0: silent; 1 error … 4 debug, 5 trace, as `aya_log_ebpf::Level`.
+    /// 0: silent; [`LOG_DEBUG`] or more: one line per verdict.
     pub log_level: u32,
     pub pad: u32,
 }
 
+/// The least [`Config::log_level`] at which the programs say each verdict (`aya_log_ebpf::Level::Debug`).
+pub const LOG_DEBUG: u32 = 4;
+
 macro_rules! verdicts {
-    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
-        /// What a program did, one counter each in COUNTERS. Every case but [`Verdict::Redirected`] of the connect
+    ($($(#[$doc:meta])* $name:ident = $field:ident),+ $(,)?) => {
+        /// What a program did, one counter each in [`Counters`]. Every case but [`Verdict::Redirected`] of the connect
         /// programs leaves the address alone: a verdict never fails a connect.
-        #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Verdict { $($(#[$doc])* $name),+ }
 
@@ -203,7 +210,25 @@ macro_rules! verdicts {
 
             /// As metrics and people name it.
             pub const fn name(self) -> &'static str {
-                match self { $(Verdict::$name => $text),+ }
+                match self { $(Verdict::$name => stringify!($field)),+ }
+            }
+        }
+
+        /// The one value of COUNTERS, on each CPU: how often each [`Verdict`] was given.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters { $($(#[$doc])* pub $field: u64),+ }
+
+        impl Counters {
+            /// How often `verdict` was given.
+            pub const fn get(&self, verdict: Verdict) -> u64 {
+                match verdict { $(Verdict::$name => self.$field),+ }
+            }
+
+            /// The counter of `verdict`.
+            #[inline(always)]
+            pub const fn get_mut(&mut self, verdict: Verdict) -> &mut u64 {
+                match verdict { $(Verdict::$name => &mut self.$field),+ }
             }
         }
     };
@@ -211,31 +236,31 @@ macro_rules! verdicts {
 
 verdicts! {
     /// connect: sent to the pod's listener.
-    Redirected = "redirected",
+    Redirected = redirected,
     /// connect: not a TCP socket.
-    NotTcp = "not_tcp",
+    NotTcp = not_tcp,
     /// connect: no entry in SERVICES: not selected, headless, a pod's address, the outside world.
-    NotService = "not_service",
+    NotService = not_service,
     /// connect: the socket is bound to a device (SO_BINDTODEVICE); loopback is out of its reach.
-    BoundToDevice = "bound_to_device",
+    BoundToDevice = bound_to_device,
     /// connect: made by the agent itself.
-    OwnTraffic = "own_traffic",
+    OwnTraffic = own_traffic,
     /// connect: the namespace is not in PODS (yet); reported through UNENROLLED.
-    PodNotEnrolled = "pod_not_enrolled",
+    PodNotEnrolled = pod_not_enrolled,
     /// connect: the pod is annotated `sluice.dev/redirect: "false"`.
-    PodOptedOut = "pod_opted_out",
+    PodOptedOut = pod_opted_out,
     /// connect: the pod has no listener of this address family.
-    NoListener = "no_listener",
+    NoListener = no_listener,
     /// connect: the worker's heartbeat is older than [`HEARTBEAT_STALE_NS`].
-    WorkerStale = "worker_stale",
+    WorkerStale = worker_stale,
     /// connect: the kernel had no room to remember the original destination.
-    NoStorage = "no_storage",
+    NoStorage = no_storage,
     /// sock_ops: the flow of a redirected connection was recorded.
-    FlowRecorded = "flow_recorded",
+    FlowRecorded = flow_recorded,
     /// sock_ops: FLOWS took no entry; the agent will close that connection and the application dials again.
-    FlowLost = "flow_lost",
+    FlowLost = flow_lost,
     /// getpeername: the application was shown the address it dialled.
-    PeerRestored = "peer_restored",
+    PeerRestored = peer_restored,
 }
 
 const _: () = {
@@ -248,6 +273,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<Unenrolled>() == 24);
     assert!(size_of::<Config>() == 16);
+    assert!(size_of::<Counters>() == 8 * Verdict::ALL.len());
 };
 
 #[cfg(feature = "user")]
@@ -262,6 +288,7 @@ mod user {
     unsafe impl aya::Pod for Heartbeat {}
     unsafe impl aya::Pod for FlowKey {}
     unsafe impl aya::Pod for Config {}
+    unsafe impl aya::Pod for Counters {}
 }
 
 #[cfg(test)]
@@ -281,7 +308,26 @@ mod tests {
         let mapped: SocketAddr = "[::ffff:10.96.0.10]:80".parse().unwrap();
         let plain: SocketAddr = "10.96.0.10:80".parse().unwrap();
         assert_eq!(Address::from(mapped), Address::from(plain));
-        assert_eq!(Address::from(plain), Address::v4(u32::from_ne_bytes([10, 96, 0, 10]), 80_u16.to_be()));
+        assert_eq!(Address::from(plain), Address::from_v4_be(u32::from_ne_bytes([10, 96, 0, 10]), 80_u16.to_be()));
         assert!(Address::from(plain).is_v4());
+    }
+
+    #[test]
+    fn the_words_for_the_kernel_are_the_bytes_on_the_wire() {
+        let address = Address::from("[fd00:10:96::a]:80".parse::<SocketAddr>().unwrap());
+        assert_eq!(address.words_be()[0], 0xfd00_0010_u32.to_be());
+        assert_eq!(Address::from_v6_be(address.words_be(), 80_u16.to_be()), address);
+        assert!(!address.is_v4());
+    }
+
+    #[test]
+    fn each_verdict_has_a_counter_of_its_own() {
+        let mut counters = Counters::default();
+        for (n, &verdict) in Verdict::ALL.iter().enumerate() {
+            *counters.get_mut(verdict) += n as u64 + 1;
+        }
+        for (n, &verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(counters.get(verdict), n as u64 + 1, "{}", verdict.name());
+        }
     }
 }

@@ -61,6 +61,7 @@ dt{color:var(--soft)}dd{margin:0;text-align:right;font-weight:600;font-variant-n
 svg{display:block;width:100%;overflow:visible}
 svg text{fill:var(--ink);font-size:13px;font-family:inherit;font-variant-numeric:tabular-nums}
 svg .soft{fill:var(--soft);font-size:12px}
+.halo{paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .bar{fill:var(--run)}.track{fill:var(--line);opacity:.45}.even{stroke:var(--ink);stroke-dasharray:4 4;opacity:.65}
 .grid{stroke:var(--line)}.curve{fill:none;stroke:var(--run);stroke-width:2.5;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}

@@ -13,7 +13,7 @@ const LABEL: usize = 20;
 const BAR: usize = 18;
 const GAP: usize = 14;
 /// The longest bar, in percent of the width: the rest is for its figure.
-const LONGEST: f64 = 86.0;
+const LONGEST: f64 = 80.0;
 
 /// Pixels of the latency chart: height of the plot and of the labels below it.
 const PLOT: f64 = 260.0;
@@ -35,6 +35,7 @@ pub(crate) fn shares(runs: &[RunReport]) -> String {
         let address = escape(&endpoint.to_string());
         let _ = write!(bars, r#"<text y="{}">{address} <tspan class="soft">{pod}</tspan></text>"#, y + 14);
         y += LABEL;
+        let first = y;
         for (index, run) in runs.iter().enumerate() {
             let share = run.shares.get(endpoint).copied().unwrap_or_default();
             let (class, name, value) = (colour(index), escape(&run.name), percent(share));
@@ -47,13 +48,16 @@ pub(crate) fn shares(runs: &[RunReport]) -> String {
             );
             y += BAR;
         }
+        // Only across the bars, so that it strikes through no label.
+        let x = across(even);
+        let _ = write!(bars, r#"<line class="even" x1="{x:.3}%" x2="{x:.3}%" y1="{first}" y2="{y}"/>"#);
         y += GAP;
     }
     let (height, x) = (y - GAP, across(even));
     // The words stand on the side of the line that has room.
     let (anchor, dx) = if x < 50.0 { ("start", 5) } else { ("end", -5) };
     format!(
-        r#"<svg role="img" aria-label="Share of the calls per endpoint and run" height="{height}">{bars}<line class="even" x1="{x:.3}%" x2="{x:.3}%" y1="2" y2="{height}"/><text class="soft" x="{x:.3}%" dx="{dx}" y="12" text-anchor="{anchor}">even share {}</text></svg>"#,
+        r#"<svg role="img" aria-label="Share of the calls per endpoint and run" height="{height}">{bars}<line class="even" x1="{x:.3}%" x2="{x:.3}%" y1="2" y2="{LABEL}"/><text class="soft" x="{x:.3}%" dx="{dx}" y="12" text-anchor="{anchor}">even share {}</text></svg>"#,
         percent(even)
     )
 }
@@ -69,15 +73,12 @@ pub(crate) fn latency(runs: &[RunReport]) -> String {
     }
     let (low, high) = bounds(low, high);
     let up = |micros: f64| PLOT * (1.0 - (micros / low).ln() / (high / low).ln());
-    let mut chart = String::new();
+    let (mut chart, mut labels) = (String::new(), String::new());
     for tick in ticks(low, high) {
         let y = up(tick);
-        let _ = write!(
-            chart,
-            r#"<line class="grid" x1="0" x2="100%" y1="{y:.1}" y2="{y:.1}"/><text class="soft" y="{:.1}">{}</text>"#,
-            y - 4.0,
-            Label(tick)
-        );
+        let _ = write!(chart, r#"<line class="grid" x1="0" x2="100%" y1="{y:.1}" y2="{y:.1}"/>"#);
+        // Above the curves, which may pass behind.
+        let _ = write!(labels, r#"<text class="soft halo" y="{:.1}">{}</text>"#, y - 4.0, Label(tick));
     }
     for (share, label) in
         [(0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %")]
@@ -86,7 +87,7 @@ pub(crate) fn latency(runs: &[RunReport]) -> String {
         if x > 100.0 {
             break;
         }
-        let anchor = if x > 90.0 { "end" } else { "middle" };
+        let anchor = if x > 96.0 { "end" } else { "middle" };
         let _ = write!(
             chart,
             r#"<line class="grid" x1="{x:.2}%" x2="{x:.2}%" y1="0" y2="{PLOT}"/><text class="soft" x="{x:.2}%" y="{}" text-anchor="{anchor}">{label}</text>"#,
@@ -103,7 +104,7 @@ pub(crate) fn latency(runs: &[RunReport]) -> String {
     }
     let height = PLOT + TICKS;
     format!(
-        r#"<svg role="img" aria-label="Latency by share of the calls" height="{height}">{chart}<svg viewBox="0 0 1000 {PLOT}" preserveAspectRatio="none" width="100%" height="{PLOT}">{curves}</svg></svg>"#
+        r#"<svg role="img" aria-label="Latency by share of the calls" height="{height}">{chart}<svg viewBox="0 0 1000 {PLOT}" preserveAspectRatio="none" width="100%" height="{PLOT}">{curves}</svg>{labels}</svg>"#
     )
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http::HeaderValue;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::args::{LoadArgs, RunArgs};
@@ -120,6 +121,7 @@ pub async fn run(name: &str, target: &str, load: &LoadArgs) -> anyhow::Result<Ou
 
 /// Waits for the workers; paces them, shows how far they are, and stops them at Ctrl-C. Whether it came to that.
 async fn watch(shared: &Shared, workers: &mut JoinSet<()>, progress: Progress, start: Instant) -> anyhow::Result<bool> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
     let mut interrupted = false;
     let mut pace = pin!(shared.tickets.pace());
     let mut tick = tokio::time::interval(Duration::from_millis(200));
@@ -134,8 +136,7 @@ async fn watch(shared: &Shared, workers: &mut JoinSet<()>, progress: Progress, s
                 let counted = shared.counted.lock().expect("no worker panicked");
                 progress.update(counted.tally.rpcs, counted.tally.failed(), start.elapsed());
             }
-            result = tokio::signal::ctrl_c() => {
-                result.context("cannot wait for Ctrl-C")?;
+            _ = interrupt.recv() => {
                 if interrupted {
                     std::process::exit(130);
                 }

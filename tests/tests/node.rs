@@ -1,5 +1,5 @@
-//! The simulated node itself: its network, kube-proxy's part, its objects, and that nothing of it stays behind. Needs
-//! root and fails without. The agent is not involved.
+//! The simulated node itself: its network, kube-proxy's part, its processes, its objects. Needs root and fails without.
+//! The agent is not involved: a script stands for it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,25 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use testbed::{Driver, Node, Pod, PodSpec, PortSpec, Process, Qos, Service, ServiceSpec, Snapshot};
-
-/// Tests that compare the machine before and after run alone; the others run together.
-static MACHINE: RwLock<()> = RwLock::new(());
-
-fn together() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn alone() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
-}
+use testbed::{Driver, Node, Pod, PodSpec, PortSpec, Process, Qos, ServiceSpec};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -67,7 +55,6 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn pods_reach_each_other_and_the_node_in_both_families_under_their_own_addresses() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let (client, server) = (node.pod("client")?, node.pod("server")?);
     let _process = serve_name(&server, 7000)?;
@@ -88,7 +75,6 @@ fn pods_reach_each_other_and_the_node_in_both_families_under_their_own_addresses
 
 #[test]
 fn a_cluster_ip_leads_to_every_ready_endpoint_in_both_families() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let client = node.pod("client")?;
     let (one, two, three) = (node.pod("one")?, node.pod("two")?, node.pod("three")?);
@@ -116,7 +102,6 @@ fn a_cluster_ip_leads_to_every_ready_endpoint_in_both_families() -> Result<()> {
 
 #[test]
 fn an_open_connection_keeps_its_endpoint_when_the_endpoints_change() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let (client, old, new) = (node.pod("client")?, node.pod("old")?, node.pod("new")?);
     let listener = old.run_in_netns(|| TcpListener::bind(("::", 7000)))??;
@@ -139,7 +124,6 @@ fn an_open_connection_keeps_its_endpoint_when_the_endpoints_change() -> Result<(
 
 #[test]
 fn the_node_itself_reaches_a_cluster_ip() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let server = node.pod("server")?;
     let _process = serve_name(&server, 7000)?;
@@ -155,7 +139,6 @@ fn the_node_itself_reaches_a_cluster_ip() -> Result<()> {
 
 #[test]
 fn a_pod_that_calls_its_own_service_reaches_itself() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let pod = node.pod("only")?;
     let _process = serve_name(&pod, 7000)?;
@@ -168,7 +151,6 @@ fn a_pod_that_calls_its_own_service_reaches_itself() -> Result<()> {
 
 #[test]
 fn a_process_of_a_pod_is_in_its_cgroup_its_namespace_and_under_its_name() -> Result<()> {
-    let _shared = together();
     for (driver, qos, tail) in [
         (Driver::Cgroupfs, Qos::Burstable, "kubepods/burstable/pod"),
         (Driver::Systemd, Qos::BestEffort, "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod"),
@@ -191,7 +173,6 @@ fn a_process_of_a_pod_is_in_its_cgroup_its_namespace_and_under_its_name() -> Res
 
 #[test]
 fn two_nodes_live_side_by_side_with_the_same_addresses() -> Result<()> {
-    let _shared = together();
     let (left, right) = (Node::new()?, Node::new()?);
     let (here, there) = (left.pod("here")?, right.pod("there")?);
     assert_eq!(here.ip4(), there.ip4());
@@ -207,7 +188,6 @@ fn two_nodes_live_side_by_side_with_the_same_addresses() -> Result<()> {
 
 #[test]
 fn what_a_process_started_dies_with_its_guard_and_a_pod_with_its_own() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let pod = node.pod("parent")?;
     let mut process = pod
@@ -253,7 +233,6 @@ fn objects(node: &Node) -> Result<Vec<(String, Value)>> {
 
 #[test]
 fn the_folder_holds_what_a_cluster_would_hold() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     node.namespace("shop", &[("sluice.dev/redirect", "false")])?;
     let pod =
@@ -331,7 +310,6 @@ fn program(node: &Node, name: &str, text: &str) -> Result<PathBuf> {
 
 #[test]
 fn an_agent_is_ready_when_started_and_can_be_read_and_signalled() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let pages = program(&node, "pages", PAGES)?;
     let mut agent = node.agent().binary(&pages).workers(2).arg("--drain").arg("3s").start()?;
@@ -357,120 +335,9 @@ fn an_agent_is_ready_when_started_and_can_be_read_and_signalled() -> Result<()> 
 
 #[test]
 fn an_agent_that_ends_at_once_is_an_error_with_what_it_said() -> Result<()> {
-    let _shared = together();
     let node = Node::new()?;
     let refuses = program(&node, "refuses", "#!/bin/sh\necho no BTF in this kernel >&2\nexit 3\n")?;
     let error = node.agent().binary(refuses).start().unwrap_err().to_string();
     assert!(error.contains("exit status: 3") && error.contains("no BTF in this kernel"), "{error}");
     Ok(())
-}
-
-/// A node with one of everything in it. Its parts are dropped in this order.
-struct BusyNode {
-    processes: Vec<Process>,
-    services: Vec<Service>,
-    pods: Vec<Pod>,
-    node: Node,
-}
-
-fn busy_node() -> Result<BusyNode> {
-    let node = Node::new()?;
-    let pods = vec![node.pod("client")?, node.pod("server")?];
-    let service = node.service(ServiceSpec::grpc("echo", 7000))?;
-    service.add_endpoint(&pods[1])?;
-    let processes = vec![
-        pods[0].command("sh").args(["-c", "setsid sleep 1000 & sleep 1000"]).spawn()?,
-        serve_name(&pods[1], 7000)?,
-        node.command("sleep").arg("1000").spawn()?,
-    ];
-    Ok(BusyNode { processes, services: vec![service], pods, node })
-}
-
-#[test]
-fn nothing_stays_behind_a_dropped_node() -> Result<()> {
-    let _exclusive = alone();
-    let before = Snapshot::take()?;
-    let busy = busy_node()?;
-    let during = Snapshot::take()?.new_since(&before);
-    for kind in ["process ", "netns ", "cgroup ", "folder "] {
-        assert!(during.iter().any(|thing| thing.starts_with(kind)), "a running node shows a {kind}: {during:?}");
-    }
-    let touched = during.iter().find(|thing| thing.starts_with("link ") || thing.starts_with("nft "));
-    assert_eq!(touched, None, "the host's own links and tables are not the node's");
-    drop(busy);
-    before.wait_until_restored()
-}
-
-#[test]
-fn nothing_stays_behind_when_the_node_goes_first() -> Result<()> {
-    let _exclusive = alone();
-    let before = Snapshot::take()?;
-    let BusyNode { node, pods, services, processes } = busy_node()?;
-    drop(node);
-    assert!(pods[0].command("true").status().is_err(), "a pod without its node runs nothing");
-    drop((pods, services, processes));
-    before.wait_until_restored()
-}
-
-#[test]
-fn nothing_stays_behind_a_panic() -> Result<()> {
-    let _exclusive = alone();
-    let before = Snapshot::take()?;
-    let outcome = thread::spawn(|| {
-        let _busy = busy_node().unwrap();
-        panic!("on purpose");
-    })
-    .join();
-    assert!(outcome.is_err());
-    before.wait_until_restored()
-}
-
-/// Another process that holds a node, and the node's cgroup.
-fn run_elsewhere() -> Result<(Child, PathBuf)> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_busy-node")).stdout(Stdio::piped()).spawn()?;
-    let mut cgroup = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut cgroup)?;
-    Ok((child, PathBuf::from(cgroup.trim())))
-}
-
-#[test]
-fn nothing_stays_behind_a_signal() -> Result<()> {
-    let _exclusive = alone();
-    for signal in ["INT", "TERM", "HUP"] {
-        let before = Snapshot::take()?;
-        let (mut child, cgroup) = run_elsewhere()?;
-        assert!(cgroup.exists());
-        assert!(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status()?.success());
-        let status = child.wait()?;
-        let number = [("INT", 2), ("TERM", 15), ("HUP", 1)].iter().find(|(name, _)| *name == signal).map(|it| it.1);
-        assert_eq!(status.signal(), number, "the process dies of the signal: {status}");
-        assert!(!cgroup.exists(), "{signal}");
-        before.wait_until_restored()?;
-    }
-    Ok(())
-}
-
-#[test]
-fn what_a_killed_process_left_is_swept_by_the_next_node() -> Result<()> {
-    let _exclusive = alone();
-    let before = Snapshot::take()?;
-    let (mut child, cgroup) = run_elsewhere()?;
-    child.kill()?;
-    child.wait()?;
-    assert!(cgroup.exists(), "nobody could clean up");
-    drop(Node::new()?);
-    assert!(!cgroup.exists());
-    before.wait_until_restored()
-}
-
-#[test]
-fn a_living_processs_node_is_not_swept() -> Result<()> {
-    let _exclusive = alone();
-    let before = Snapshot::take()?;
-    let (mut child, cgroup) = run_elsewhere()?;
-    drop(Node::new()?);
-    assert!(cgroup.join("kubepods").exists());
-    assert!(Command::new("kill").arg(child.id().to_string()).status()?.success());
-    child.wait()?;
-    before.wait_until_restored()
 }

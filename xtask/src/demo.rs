@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Calls in each of the two runs
     #[arg(long, default_value_t = RPCS, value_parser = clap::value_parser!(u64).range(1..))]
     rpcs: u64,
+    /// A folder with sluice-agent and loadtest, used instead of building them
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
     /// Worker threads of the agent
     #[arg(long, default_value_t = 1)]
     workers: usize,
@@ -34,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let report = options.report.clone().unwrap_or_else(|| host::target().join("demo-report"));
     scene::report_folder(&report)?;
     host::need_tools(&[("ip", "iproute2"), ("nft", "nftables")])?;
-    let programs = host::build_release(&["sluice-agent", "loadtest"])?;
+    let programs = host::programs(options.programs.as_deref(), &["sluice-agent", "loadtest"])?;
     let loadtest = programs.join("loadtest");
 
     step(&format!("making a node with {ENDPOINTS} endpoint pods and a client pod"));
@@ -66,9 +69,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .arg(std::path::absolute(&report)?.join("report.html"))
         .status()?;
     if !status.success() {
-        scene::keep_agent(&mut agent, &report)?;
-        backends.keep_logs(&report)?;
-        bail!("loadtest compare: {status}; the agent's and the backends' logs are in {}", report.display());
+        let kept = scene::keep_agent(&mut agent, &report).and_then(|()| backends.keep_logs(&report));
+        if let Err(error) = kept {
+            step(&format!("the report lacks what the agent and the backends say: {error:#}"));
+        }
+        bail!("loadtest compare: {status}; what the agent and the backends said is in {}", report.display());
     }
     println!("\nreport: {}", report.join("report.html").display());
     Ok(ExitCode::SUCCESS)

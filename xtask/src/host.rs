@@ -70,8 +70,15 @@ fn apt(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds packages in release mode and gives the folder of their programs.
-pub(crate) fn build_release(packages: &[&str]) -> Result<PathBuf> {
+/// The folder with these packages' programs: `built`, where somebody built them already, or where they are built now, in
+/// release mode.
+pub(crate) fn programs(built: Option<&Path>, packages: &[&str]) -> Result<PathBuf> {
+    if let Some(folder) = built {
+        if let Some(missing) = packages.iter().find(|name| !folder.join(name).is_file()) {
+            bail!("no {missing} in {}: leave --programs away to have it built", folder.display());
+        }
+        return std::path::absolute(folder).with_context(|| format!("cannot find {}", folder.display()));
+    }
     step(&format!("building {} (release; some minutes the first time)", packages.join(" and ")));
     let mut command = cargo();
     command.args(["build", "--release", "--quiet"]);

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what is done with this repository besides compiling it. In: a command line; out: an exit status.
 //! Each task is a file of its own.
 
+mod bench;
 mod demo;
 mod ebpf;
 mod host;
@@ -25,6 +26,8 @@ struct Cli {
 enum Task {
     /// Show on a simulated node what sluice changes: the same calls through kube-proxy and through sluice
     Demo(demo::Options),
+    /// Measure what a call costs in sluice and in HAProxy
+    Bench(bench::Options),
     /// A simulated node as a playground
     #[command(subcommand)]
     Node(NodeTask),
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => {

@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Without sluice: kube-proxy alone
     #[arg(long)]
     no_agent: bool,
+    /// A folder with sluice-agent and loadtest, used instead of building them
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
     /// Worker threads of the agent
     #[arg(long, default_value_t = 1)]
     workers: usize,
@@ -50,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     host::need_tools(&[("ip", "iproute2"), ("nft", "nftables")])?;
     let packages: &[&str] = if options.no_agent { &["loadtest"] } else { &["sluice-agent", "loadtest"] };
-    let programs = host::build_release(packages)?;
+    let programs = host::programs(options.programs.as_deref(), packages)?;
     let loadtest = programs.join("loadtest");
 
     step(&format!("making a node with {} backend and {} client pods", options.endpoints, options.client_pods));

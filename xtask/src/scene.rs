@@ -91,6 +91,10 @@ pub(crate) fn keep_agent(agent: &mut Agent, folder: &Path) -> Result<()> {
     write("agent.log", agent.log()?)?;
     if let Some(status) = agent.try_wait()? {
         step(&format!("the agent has ended ({status}): the report holds its log only"));
+        // Of an earlier run they would be taken for this one's.
+        for name in ["status.json", "metrics.txt"] {
+            let _ = fs::remove_file(folder.join(name));
+        }
         return Ok(());
     }
     write("status.json", format!("{:#}\n", agent.status()?))?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::Splitter;
 use super::frame::{self, Reason};
-use super::pair::{End, Face, PairKey, Phase, Side};
+use super::pair::{Ending, Face, PairKey, Phase, Side};
 use super::receive::Fatal;
 
 /// What one stream may frame before the next one's turn, where several wait for the same connection; bytes.
@@ -23,7 +23,7 @@ impl Splitter {
             return self.end_if_complete(now, key);
         }
         if end_stream {
-            side.end = End::Data;
+            side.end = Ending::EndStream;
         }
         let mut rest = body;
         if side.pending().is_empty() && side.is_open() && self.conns[side.conn].blocked.is_empty() {
@@ -56,7 +56,7 @@ impl Splitter {
         if n == 0 {
             return None;
         }
-        let last = n == waiting.len() && matches!(side.end, End::Data);
+        let last = n == waiting.len() && matches!(side.end, Ending::EndStream);
         side.send.take(n);
         conn.send.take(n);
         side.send_ended = last;
@@ -110,14 +110,14 @@ impl Splitter {
         let (c, id) = (side.conn, side.id);
         if !side.send_ended {
             match &side.end {
-                End::Open => {}
-                End::Data => {
+                Ending::Open => {}
+                Ending::EndStream => {
                     side.send_ended = true;
                     frame::write_data(self.conns[c].out(), id, &[], true);
                 }
-                End::Trailers(_) => {
+                Ending::Trailers(_) => {
                     side.send_ended = true;
-                    let End::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
+                    let Ending::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
                     self.conns[c].write_headers(id, true, &fields);
                     self.recycle(fields);
                     if to == Face::Endpoint {

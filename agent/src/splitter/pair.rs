@@ -35,12 +35,12 @@ pub(super) struct PairKey {
 
 /// What ends a side's output, after its pending bytes.
 #[derive(Default)]
-pub(super) enum End {
+pub(super) enum Ending {
     /// Not known yet: more may come.
     #[default]
     Open,
     /// END_STREAM on the last DATA.
-    Data,
+    EndStream,
     /// HEADERS with END_STREAM.
     Trailers(HeaderList),
 }
@@ -65,7 +65,7 @@ pub(super) struct Side {
     /// Payload that waits for a window or for room in the connection's output; `pending_head` bytes of it are gone.
     pub(super) pending: Vec<u8>,
     pub(super) pending_head: usize,
-    pub(super) end: End,
+    pub(super) end: Ending,
     /// We ended our direction.
     pub(super) send_ended: bool,
     /// RST_STREAM to send once everything before it is out (RFC 9113 §8.1: a server may finish early).
@@ -89,7 +89,7 @@ impl Side {
             send,
             pending: Vec::new(),
             pending_head: 0,
-            end: End::Open,
+            end: Ending::Open,
             send_ended: false,
             then_reset: None,
             queued: false,
@@ -129,9 +129,9 @@ impl Side {
 impl std::fmt::Debug for Side {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let end = match self.end {
-            End::Open => "open",
-            End::Data => "END_STREAM",
-            End::Trailers(_) => "trailers",
+            Ending::Open => "open",
+            Ending::EndStream => "END_STREAM",
+            Ending::Trailers(_) => "trailers",
         };
         f.debug_struct("Side")
             .field("conn", &self.conn)

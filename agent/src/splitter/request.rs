@@ -9,7 +9,7 @@ use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::{MAX_WINDOW, Reason};
 use super::message::{self, Status};
-use super::pair::{End, Face, Pair, PairKey, Phase, Side};
+use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::{Fatal, Section, calm};
 use super::{Effect, Splitter};
 use crate::balance::EndpointLoad;
@@ -78,7 +78,7 @@ impl Splitter {
         client.expected = request.content_length;
         let mut endpoint = Side::new(u32::MAX, 0, RecvWindow::new(window, window), SendWindow::new(0));
         if section.end_stream {
-            endpoint.end = End::Data;
+            endpoint.end = Ending::EndStream;
         }
         let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
         let key = self.pairs.insert(Pair {
@@ -127,7 +127,7 @@ impl Splitter {
         }
         side.recv_ended = true;
         let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
-        pair.endpoint.end = End::Trailers(fields);
+        pair.endpoint.end = Ending::Trailers(fields);
         self.push(now, key, Face::Endpoint);
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Splitter {
         side.conn = c;
         side.id = stream;
         side.send = SendWindow::new(conn.peer.initial_window);
-        let whole = side.pending().is_empty() && matches!(side.end, End::Data);
+        let whole = side.pending().is_empty() && matches!(side.end, Ending::EndStream);
         side.send_ended = whole;
         pair.phase = Phase::Sent;
         pair.sent_at = conn.out_end();

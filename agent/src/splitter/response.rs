@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Splitter;
 use super::frame::Reason;
 use super::message::{self, Status};
-use super::pair::{End, Face, PairKey, Phase};
+use super::pair::{Ending, Face, PairKey, Phase};
 use super::receive::{Fatal, Section};
 use super::request::Replay;
 
@@ -79,7 +79,7 @@ impl Splitter {
             self.conns[conn].write_headers(id, true, &self.list);
         } else {
             let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
-            self.side(key, Face::Client).end = End::Trailers(fields);
+            self.side(key, Face::Client).end = Ending::Trailers(fields);
         }
         self.push(now, key, Face::Client);
         self.free_endpoint(now, key);

@@ -251,3 +251,30 @@ fn manifest_name(name: &OsString) -> Option<Arc<str>> {
     let ours = matches!(ending, "yaml" | "yml" | "json") && !name.starts_with('.');
     ours.then(|| name.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_folder_that_has_the_name_now_is_the_one_watched() {
+        let root = std::env::temp_dir().join(format!("sluice-follow-{}", std::process::id()));
+        let (path, away) = (root.join("manifests"), root.join("away"));
+        fs::create_dir_all(&path).unwrap();
+        let mut dir = Dir::open(&path).unwrap();
+        dir.read();
+        fs::write(path.join("a.yaml"), "").unwrap();
+        assert!(dir.take_events());
+
+        fs::rename(&path, &away).unwrap();
+        dir.read();
+        fs::create_dir(&path).unwrap();
+        dir.read();
+        dir.take_events();
+        fs::write(away.join("b.yaml"), "").unwrap();
+        assert!(!dir.take_events(), "the old folder");
+        fs::write(path.join("b.yaml"), "").unwrap();
+        assert!(dir.take_events(), "the new folder");
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

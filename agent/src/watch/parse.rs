@@ -140,6 +140,8 @@ fn options() -> Options {
         with_snippet: false,
         // The API server takes no number and no boolean for a string; a manifest that works here should work there.
         no_schema: true,
+        // YAML 1.2: `n`, `y`, `no` and `on` are names.
+        strict_booleans: true,
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
         },

@@ -100,7 +100,11 @@ impl proto::echo_server::Echo for Echo {
         let state = Some((call, request.into_inner(), Ok(())));
         Ok(Response::new(Box::pin(stream::unfold(state, |state| async move {
             let (mut call, mut messages, outcome) = state?;
-            let message = match outcome.and(messages.message().await.transpose()?) {
+            // A failure ends the call as soon as its message is answered: the client may wait for it before it goes on.
+            if let Err(status) = outcome {
+                return Some((Err(status), None));
+            }
+            let message = match messages.message().await.transpose()? {
                 Ok(message) => message,
                 Err(status) => return Some((Err(status), None)),
             };

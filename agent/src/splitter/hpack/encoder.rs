@@ -384,7 +384,7 @@ mod tests {
                 encoder.set_max_table_size(size);
             }
             assert_eq!(block(&mut encoder, &empty), announced, "{sizes:?}");
-            assert_eq!(block(&mut encoder, &empty), [], "announced once");
+            assert!(block(&mut encoder, &empty).is_empty(), "announced once");
         }
     }
 

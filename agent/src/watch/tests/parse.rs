@@ -138,6 +138,16 @@ fn an_annotation_without_quotes_is_a_mistake_with_its_cure() {
 }
 
 #[test]
+fn names_that_old_yaml_took_for_booleans_are_names() {
+    for name in ["n", "y", "no", "on"] {
+        assert_eq!(
+            keys(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n")),
+            [format!("Pod default/{name} at 1")]
+        );
+    }
+}
+
+#[test]
 fn broken_yaml_is_a_problem_with_its_line() {
     let broken = problem("apiVersion: v1\nkind: Pod\nmetadata:\n  name: [a\n");
     assert!(place(&broken).1 >= 4, "{broken}");

@@ -1,0 +1,217 @@
+//! The command line. In: arguments and `SLUICE_…` environment variables; out: what the agent is to do, every value
+//! checked by itself. It touches nothing: whether a path or a privilege is there, the first use tells.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use crate::intercept::MAX_WORKERS;
+
+/// Worker threads unless `--workers` says otherwise: one moves some hundred thousand calls a second, and a node's cores
+/// belong to its pods.
+const MAX_DEFAULT_WORKERS: usize = 4;
+
+/// Longer than any sane grace period, so a slip of the unit; and far from what a clock cannot hold.
+const MAX_GRACE_MS: u64 = 24 * 3_600_000;
+
+/// sluice spreads every gRPC call of this node's pods over the endpoints of the Service that was dialled.
+#[derive(Debug, Parser)]
+#[command(name = "sluice-agent", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node: redirect its pods' connections to gRPC Services and spread their streams.
+    #[command(after_help = EXAMPLES, next_line_help = true)]
+    Run(Run),
+    /// Print the version.
+    Version,
+}
+
+const EXAMPLES: &str = "\
+Every flag can be given as an environment variable; the flag wins.
+
+SIGTERM and SIGINT stop the redirection at once, let open streams finish for --grace and exit with 0; a second
+signal exits at once. The agent needs root's capabilities BPF, PERFMON, NET_ADMIN, SYS_ADMIN and SYS_PTRACE, and
+in a pod hostPID: true.
+
+Examples:
+  sluice-agent run --source /etc/sluice/manifests
+  sluice-agent run --source ./manifests --cgroup /sys/fs/cgroup/kubepods.slice --workers 2 --log debug
+  SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
+
+/// What `sluice-agent run` is told.
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    /// Where Services, EndpointSlices, Pods and Namespaces come from: a folder of Kubernetes YAML or JSON, read again
+    /// whenever it changes.
+    #[arg(long, env = "SLUICE_SOURCE", value_name = "DIR", value_parser = source)]
+    pub source: PathBuf,
+
+    /// The cgroup (v2) that holds this node's pods [default: the kubepods group that the agent itself is in, or else
+    /// /sys/fs/cgroup/kubepods.slice or /sys/fs/cgroup/kubepods]
+    #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Threads that move bytes, 1 to 256 [default: the number of cores, at most 4]
+    #[arg(long, env = "SLUICE_WORKERS", value_name = "N", value_parser = workers)]
+    pub workers: Option<NonZeroUsize>,
+
+    /// Address and port of the admin pages: /livez, /readyz, /status.json, /metrics.
+    #[arg(long, env = "SLUICE_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9966", value_parser = address)]
+    pub admin: SocketAddr,
+
+    /// How long open streams may go on after SIGTERM: a number with ms, s, m or h.
+    #[arg(long, env = "SLUICE_GRACE", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub grace: Duration,
+
+    /// What the kernel programs say; from debug on one line for each connect, which is much.
+    #[arg(long, env = "SLUICE_BPF_LOG", value_name = "LEVEL", default_value = "off", value_parser = level())]
+    pub bpf_log: LevelFilter,
+
+    /// What the agent says on standard error: off, error, warn, info, debug or trace, also for one part alone, such as
+    /// `info,sluice_agent::pods=debug`.
+    #[arg(long, env = "SLUICE_LOG", value_name = "FILTER", default_value = "info", value_parser = filter)]
+    pub log: String,
+}
+
+impl Run {
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.workers.map_or_else(|| cores().min(MAX_DEFAULT_WORKERS), NonZeroUsize::get)
+    }
+}
+
+fn source(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("empty; name a folder of Kubernetes YAML".into()),
+        "kube" => {
+            Err("this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a folder \
+                       (./kube for one of that name)"
+                .into())
+        }
+        folder => Ok(folder.into()),
+    }
+}
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= MAX_WORKERS as usize);
+    number.ok_or_else(|| format!("give a number from 1 to {MAX_WORKERS}"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "give an IP address and a port, such as 127.0.0.1:9966 or [::]:9966".into())
+}
+
+fn level() -> impl TypedValueParser<Value = LevelFilter> {
+    let parse = |level: String| level.parse::<LevelFilter>();
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"]).try_map(parse)
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; give a level such as info, or PART=LEVEL, several with commas")),
+    }
+}
+
+/// A whole number and a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds: Option<u64> = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let value = number.parse::<u64>().ok().zip(milliseconds).and_then(|(number, unit)| number.checked_mul(unit));
+    let bounded = value.filter(|value| *value <= MAX_GRACE_MS);
+    bounded.map(Duration::from_millis).ok_or_else(|| "give a number with ms, s, m or h, up to 24h, such as 30s".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(arguments: &[&str]) -> Result<Run, String> {
+        let all = ["sluice-agent", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(all).map_err(|error| error.to_string())?.command {
+            Command::Run(run) => Ok(run),
+            Command::Version => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_an_environment_variable_too_and_the_help_says_so() {
+        let mut cli = Cli::command();
+        let run = cli.find_subcommand_mut("run").unwrap();
+        let help = run.render_long_help().to_string();
+        for flag in run.get_arguments().filter(|flag| flag.get_long().is_some_and(|long| long != "help")) {
+            let variable = format!("SLUICE_{}", flag.get_long().unwrap().replace('-', "_").to_uppercase());
+            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*variable));
+            assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+        }
+    }
+
+    #[test]
+    fn defaults_stand_where_nothing_is_said() {
+        let run = run(&["--source", "/m"]).unwrap();
+        assert_eq!((run.source, run.cgroup), ("/m".into(), None));
+        assert_eq!(run.admin, "127.0.0.1:9966".parse().unwrap());
+        assert_eq!(run.grace, Duration::from_secs(30));
+        assert_eq!((run.bpf_log, &*run.log), (LevelFilter::OFF, "info"));
+    }
+
+    #[test]
+    fn values_are_read_with_their_units() {
+        let run = run(&["--source=/m", "--workers=2", "--grace=1500ms", "--bpf-log=debug", "--admin=[::1]:0"]).unwrap();
+        assert_eq!((run.workers(), run.grace, run.bpf_log), (2, Duration::from_millis(1500), LevelFilter::DEBUG));
+        for (text, seconds) in [("0s", 0), ("2m", 120), ("24h", 86_400)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_flag_and_cure() {
+        for (argument, cure) in [
+            ("--source=kube", "name a folder"),
+            ("--workers=0", "from 1 to 256"),
+            ("--workers=257", "from 1 to 256"),
+            ("--admin=9966", "such as 127.0.0.1:9966"),
+            ("--grace=30", "ms, s, m or h"),
+            ("--grace=s", "ms, s, m or h"),
+            ("--grace=99999999999999999999h", "ms, s, m or h"),
+            ("--grace=25h", "up to 24h"),
+            ("--bpf-log=loud", "possible values: off"),
+            ("--log=a=b=c", "such as info"),
+        ] {
+            let error = run(&["--source=/m", argument][usize::from(argument.starts_with("--source"))..]).unwrap_err();
+            assert!(error.contains(argument.split('=').next().unwrap()), "{error}");
+            assert!(error.contains(cure), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_source_is_named() {
+        let mut cli = Cli::command().mut_subcommand("run", |run| run.mut_arg("source", |source| source.env(None)));
+        let error = cli.try_get_matches_from_mut(["sluice-agent", "run"]).unwrap_err().to_string();
+        assert!(error.contains("--source <DIR>"), "{error}");
+    }
+}

@@ -1,0 +1,115 @@
+//! Finds the node's kubepods group. In: `--cgroup`, or nothing; out: a directory in cgroup v2, or an error that names
+//! the flag and the cure. Looks into no pod.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::layout::{self, Mount};
+
+/// Where kubelets put their pods when the agent's own path does not tell (an agent in a cgroup namespace of its own sees `/`).
+const USUAL: [&str; 4] = ["/kubepods.slice", "/kubepods", "/kubelet.slice/kubelet-kubepods.slice", "/kubelet/kubepods"];
+
+/// Magic number of cgroup v2 (`CGROUP2_SUPER_MAGIC`, statfs(2)).
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// The group that `--cgroup` names, or else the kubepods group above the agent's own, or else the usual places.
+pub fn find(flag: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = flag {
+        verify(path)?;
+        return Ok(path.to_owned());
+    }
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}: is /proc mounted?"));
+    let mounts = layout::v2_mounts(&read("/proc/self/mountinfo")?);
+    if mounts.is_empty() {
+        bail!(
+            "cgroup v2 is not mounted here: mount the node's /sys/fs/cgroup into the agent's container, or on a node \
+             with cgroup v1 alone run `mount -t cgroup2 none /sys/fs/cgroup/unified` and pass --cgroup"
+        );
+    }
+    let own = read("/proc/self/cgroup")?;
+    let found = candidates(&mounts, layout::own_path(&own)).into_iter().find(|path| path.is_dir());
+    found.with_context(|| {
+        let points: Vec<_> = mounts.iter().map(|mount| mount.point.display().to_string()).collect();
+        format!(
+            "no kubepods group found in {}: this process is not in a pod (its group is {}), and none of {} is there; \
+             pass --cgroup (or SLUICE_CGROUP) with the group that holds the node's pods",
+            points.join(", "),
+            layout::own_path(&own).unwrap_or(Path::new("unknown")).display(),
+            USUAL.join(", "),
+        )
+    })
+}
+
+/// The id of this process's own group, as the kernel programs see it: the inode of its directory.
+pub fn own_cgroup() -> Option<u64> {
+    let mounts = layout::v2_mounts(&fs::read_to_string("/proc/self/mountinfo").ok()?);
+    let cgroup = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = layout::own_path(&cgroup)?;
+    let directory = mounts.iter().filter_map(|mount| mount.locate(own)).find(|path| path.is_dir())?;
+    fs::metadata(directory).ok().map(|metadata| metadata.ino())
+}
+
+/// Where the kubepods group may be, best first.
+fn candidates(mounts: &[Mount], own: Option<&Path>) -> Vec<PathBuf> {
+    let above = own.and_then(layout::kubepods_above);
+    above
+        .as_deref()
+        .into_iter()
+        .chain(USUAL.iter().map(Path::new))
+        .flat_map(|group| mounts.iter().filter_map(move |mount| mount.locate(group)))
+        .collect()
+}
+
+fn verify(path: &Path) -> Result<()> {
+    let cure = "pass the group that holds the node's pods, such as /sys/fs/cgroup/kubepods.slice";
+    if !path.is_dir() {
+        let what = if path.exists() { "is not a directory" } else { "does not exist" };
+        bail!("--cgroup {}: {what}; {cure}", path.display());
+    }
+    let stat = rustix::fs::statfs(path).with_context(|| format!("--cgroup {}: cannot be examined", path.display()))?;
+    if u64::try_from(stat.f_type) != Ok(CGROUP2_MAGIC) {
+        bail!("--cgroup {}: is not in a cgroup v2 file system; {cure}", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(root: &str, point: &str) -> Mount {
+        Mount { root: root.into(), point: point.into() }
+    }
+
+    #[test]
+    fn the_agents_own_tree_comes_before_the_usual_places() {
+        let mounts = [mount("/", "/sys/fs/cgroup")];
+        let found = candidates(&mounts, Some(Path::new("/node-a/kubepods/burstable/pod1/c")));
+        assert_eq!(found[0], Path::new("/sys/fs/cgroup/node-a/kubepods"));
+        assert_eq!(found[1], Path::new("/sys/fs/cgroup/kubepods.slice"));
+    }
+
+    #[test]
+    fn an_agent_that_sees_only_its_own_group_looks_at_the_usual_places() {
+        let mounts = [mount("/kubepods/pod1/c", "/sys/fs/cgroup"), mount("/", "/host/cgroup")];
+        let found = candidates(&mounts, Some(Path::new("/")));
+        assert_eq!(found[0], Path::new("/host/cgroup/kubepods.slice"));
+        assert_eq!(found.len(), USUAL.len());
+    }
+
+    #[test]
+    fn a_wrong_flag_is_refused_with_path_flag_and_cure() {
+        for (path, what) in [
+            ("/no/such/group", "does not exist"),
+            ("/proc/self/status", "is not a directory"),
+            ("/proc", "is not in a cgroup v2"),
+        ] {
+            let error = find(Some(Path::new(path))).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--cgroup {path}: {what}")), "{error}");
+            assert!(error.contains("kubepods.slice"), "{error}");
+        }
+    }
+}

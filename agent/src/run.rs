@@ -1,0 +1,189 @@
+//! `sluice-agent run`: starts all parts in the order that never redirects a connection to where nobody listens, joins
+//! them in one loop, and ends them in the opposite order. In: the configuration, signals; out: a served node. The parts
+//! decide; nothing here looks at a byte or an object.
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::{self, Snapshot, State};
+use crate::config::Run;
+use crate::intercept::{Intercept, Settings};
+use crate::pods::{self, Change, Discovery};
+use crate::publish::{KernelChange, Publisher};
+use crate::watch::Source;
+
+mod catalog;
+mod enrol;
+mod preflight;
+mod workers;
+
+use catalog::Catalog;
+use enrol::Enrolment;
+use workers::Workers;
+
+/// Where the kernel programs' lines appear in the log.
+const KERNEL_LOG: &str = "sluice::kernel";
+
+/// Serves the node until a signal or an error.
+pub fn run(config: &Run) -> Result<()> {
+    start_log(config)?;
+    preflight::check()?;
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the control loop")?.block_on(serve(config))
+}
+
+/// On standard error; with colours only for people.
+fn start_log(config: &Run) -> Result<()> {
+    let mut filter = EnvFilter::try_new(&config.log).context("--log")?;
+    if config.bpf_log != LevelFilter::OFF {
+        filter = filter.add_directive(format!("{KERNEL_LOG}={}", config.bpf_log).parse()?);
+    }
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(anyhow::Error::from_boxed)
+        .context("cannot start the log")
+}
+
+/// Each connection takes two descriptors, and the usual limit is 1024.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is; many connections may be refused");
+    }
+}
+
+async fn serve(config: &Run) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let kubepods = pods::find_kubepods(config.cgroup.as_deref())?;
+    let mut source = Source::dir(&config.source)?;
+    let admin = TcpListener::bind(config.admin).await.with_context(|| {
+        format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
+    })?;
+    let admin_address = admin.local_addr().unwrap_or(config.admin);
+
+    let mut catalog = Catalog::default();
+    catalog.apply(source.next().await);
+
+    let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
+    let mut intercept = Intercept::load(&settings)?;
+    if config.bpf_log != LevelFilter::OFF {
+        tokio::spawn(intercept.kernel_log()?);
+    }
+    intercept.attach(&kubepods)?;
+    tracing::info!(cgroup = %kubepods.display(), "attached");
+
+    let counters = intercept.counters()?;
+    let mut unenrolled = intercept.unenrolled()?;
+    let mut workers = Workers::spawn(config.workers(), &intercept)?;
+    let mut publisher = {
+        let (handles, mut services) = (workers.handles.clone(), intercept.services()?);
+        let to_kernel = move |change| match change {
+            KernelChange::Announce(service, id) => services.insert(service, id),
+            KernelChange::Forget(service) => services.remove(service),
+        };
+        Publisher::new(move |table| workers::publish(&handles, &table), to_kernel)
+    };
+    publisher.publish(&catalog.built.table).await;
+
+    let mut enrolment = Enrolment::new(intercept.pods()?, workers.handles.clone());
+    enrolment.opt_out(&catalog.built.opted_out_pods);
+    let mut discovery = Discovery::start(&kubepods)?;
+    let (asks, mut asked) = mpsc::channel(16);
+    tokio::spawn(admin::serve(admin, asks));
+
+    // Declared last and so dropped first: on every way out the links close before the listeners.
+    let mut intercept = intercept;
+    let mut state = State::Scanning;
+    let mut drained = None;
+    loop {
+        tokio::select! {
+            name = signals.next() => {
+                if drained.is_some() {
+                    tracing::warn!(signal = name, "a second signal: ending with streams open");
+                    return Ok(());
+                }
+                intercept.detach_redirects();
+                tracing::info!(signal = name, grace = ?config.grace, "detached; open streams may finish");
+                state = State::Draining;
+                drained = Some(Box::pin(workers.drain(Instant::now() + config.grace)));
+            }
+            () = async { drained.as_mut().expect("guarded").await }, if drained.is_some() => {
+                tracing::info!("drained");
+                return Ok(());
+            }
+            worker = workers.ended() => {
+                bail!("worker {worker} has ended, its connections are lost: the agent ends too, and kube-proxy serves");
+            }
+            updates = source.next() => if catalog.apply(updates) {
+                publisher.publish(&catalog.built.table).await;
+                enrolment.opt_out(&catalog.built.opted_out_pods);
+            },
+            change = discovery.next() => match change {
+                // A connection that is redirected no more needs no listener.
+                Ok(Change::Found(_)) if state == State::Draining => {}
+                Ok(Change::Found(pod)) => {
+                    let name = catalog.pod_name(&pod.uid);
+                    enrolment.add(pod, name).await;
+                }
+                Ok(Change::Lost(cookie)) => enrolment.remove(cookie).await,
+                Ok(Change::Scanned) if state == State::Scanning => {
+                    state = State::Ready;
+                    let (services, pods) = (catalog.built.table.services.len(), enrolment.pods.len());
+                    tracing::info!(services, pods, workers = workers.handles.len(), admin = %admin_address, "ready");
+                }
+                Ok(Change::Scanned) => {}
+                Err(error) => return Err(error),
+            },
+            connect = unenrolled.next() => {
+                let connect = connect?;
+                discovery.reported(crate::addr::NetnsCookie(connect.netns_cookie), connect.pid)?;
+            }
+            Some(asker) = asked.recv() => {
+                // Whoever asked may be gone.
+                _ = asker.send(Snapshot {
+                    state,
+                    cgroup: kubepods.clone(),
+                    built: catalog.built.clone(),
+                    source_problems: source.problems().to_vec(),
+                    pods: enrolment.lines(&catalog),
+                    verdicts: counters.read().unwrap_or_else(|error| {
+                        tracing::warn!("the admin pages show no verdicts: {error:#}");
+                        Default::default()
+                    }),
+                    workers: workers.handles.clone(),
+                });
+            }
+        }
+    }
+}
+
+/// The signals that end the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

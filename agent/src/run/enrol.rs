@@ -1,0 +1,87 @@
+//! Enrols pods with workers and kernel. In: namespaces found and lost, and who opted out; out: a worker that listens
+//! before the kernel sends it anything, and a kernel that sends nothing before the worker lets go.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::catalog::Catalog;
+use crate::addr::NetnsCookie;
+use crate::admin::PodLine;
+use crate::intercept::{PodEntry, PodMap};
+use crate::pods::{EnrolledPods, FoundPod};
+use crate::worker::{Pod, WorkerHandle};
+
+pub(super) struct Enrolment {
+    map: PodMap,
+    workers: Vec<WorkerHandle>,
+    pub(super) pods: EnrolledPods,
+}
+
+impl Enrolment {
+    pub(super) fn new(map: PodMap, workers: Vec<WorkerHandle>) -> Self {
+        let count = u32::try_from(workers.len()).expect("at most 256 workers");
+        Self { map, workers, pods: EnrolledPods::new(count) }
+    }
+
+    /// Gives the pod to a worker, and tells the kernel when the worker serves it. A pod that cannot be enrolled is left
+    /// to kube-proxy.
+    pub(super) async fn add(&mut self, found: FoundPod, name: Arc<str>) {
+        let (entry, cookie, uid) = (self.pods.entry(&found), found.cookie, found.uid.clone());
+        let worker = self.workers[entry.worker as usize].clone();
+        let pod = Pod {
+            cookie,
+            netns: found.netns.into(),
+            listener4: Some(found.listener4),
+            listener6: found.listener6,
+            name: name.clone(),
+        };
+        if worker.add_pod(pod).await.is_err() {
+            let worker = entry.worker;
+            tracing::warn!(pod = %name, worker, "the worker did not take the pod; its connections are left alone");
+            return;
+        }
+        if let Err(error) = self.map.insert(cookie, entry) {
+            tracing::warn!(pod = %name, "the pod's connections are left alone: {error:#}");
+            _ = worker.remove_pod(cookie).await;
+            return;
+        }
+        self.pods.insert(cookie, uid, entry);
+        let PodEntry { worker, opted_out, .. } = entry;
+        tracing::info!(pod = %name, netns = cookie.0, worker, opted_out, "pod enrolled");
+    }
+
+    /// Takes the namespace from the kernel first, from its worker then. Afterwards nothing here keeps it alive.
+    pub(super) async fn remove(&mut self, cookie: NetnsCookie) {
+        let Some(pod) = self.pods.remove(cookie) else { return };
+        if let Err(error) = self.map.remove(cookie) {
+            // No process is left in there that could connect, and a cookie is never used again.
+            tracing::warn!(uid = %pod.uid, "{error:#}");
+        }
+        _ = self.workers[pod.entry.worker as usize].remove_pod(cookie).await;
+        tracing::info!(uid = %pod.uid, netns = cookie.0, "pod removed");
+    }
+
+    /// These are all UIDs of pods that opted out.
+    pub(super) fn opt_out(&mut self, uids: &HashSet<Arc<str>>) {
+        for (cookie, entry) in self.pods.opt_out(uids) {
+            self.change(cookie, entry);
+        }
+    }
+
+    fn change(&mut self, cookie: NetnsCookie, entry: PodEntry) {
+        match self.map.insert(cookie, entry) {
+            Ok(()) => tracing::info!(netns = cookie.0, opted_out = entry.opted_out, "a pod's annotation has changed"),
+            Err(error) => tracing::warn!(netns = cookie.0, "a pod's changed annotation is not heeded: {error:#}"),
+        }
+    }
+
+    pub(super) fn lines(&self, catalog: &Catalog) -> Vec<PodLine> {
+        let line = |(cookie, pod): (NetnsCookie, &crate::pods::Enrolled)| PodLine {
+            cookie,
+            uid: pod.uid.clone(),
+            name: catalog.pod_name(&pod.uid),
+            entry: pod.entry,
+        };
+        self.pods.iter().map(line).collect()
+    }
+}

@@ -1,0 +1,355 @@
+//! The loop: wait, note what became ready, carry out commands, fire timers, give each ready connection a turn, then
+//! flush every pod's output once. Each iteration is bounded, so that the heartbeat goes on under any load.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use mio::event::{Event, Source};
+use mio::{Events, Interest, Poll, Registry};
+use rustc_hash::FxHashMap;
+
+use super::accept::Listener;
+use super::arena::{Arena, Key, Role, target, token};
+use super::control::Draining;
+use super::http2::Link;
+use super::relay::Pair;
+use super::socket::Socket;
+use super::timers::{Alarm, Timer, Timers};
+use super::{Command, Flows, Heartbeat, Settings, WAKE};
+use crate::addr::{NetnsCookie, ServiceAddr};
+use crate::balance::ServiceLoad;
+use crate::netns::Home;
+use crate::splitter::{Limits, Splitter};
+
+/// The kernel takes a worker for dead when its last beat is a second old.
+const BEAT: Duration = Duration::from_millis(100);
+/// Most readiness events taken at once.
+const EVENTS: usize = 1024;
+/// Most bytes read in one call, and thereby in one connection's turn.
+const BUFFER: usize = 128 * 1024;
+/// An iteration ends its round of turns when the turns have cost this much (bytes read, plus `TURN` each): small frames
+/// cost up to 20 ns a byte, so this is about 20 ms.
+const ROUND: usize = 1024 * 1024;
+/// What a turn costs besides its bytes, in the same measure.
+pub(super) const TURN: usize = 512;
+/// Most timers fired in one iteration.
+const TIMERS: usize = 1024;
+
+pub(super) struct Worker {
+    pub(super) index: usize,
+    poll: Poll,
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Commands may be waiting for the next iteration.
+    pub(super) more_commands: bool,
+    pub(super) flows: Flows,
+    heartbeat: Heartbeat,
+    last_beat: Option<Instant>,
+    pub(super) limits: Rc<Limits>,
+    pub(super) services: FxHashMap<ServiceAddr, Rc<ServiceLoad>>,
+    pub(super) pods: Arena<PodState>,
+    pub(super) by_cookie: FxHashMap<NetnsCookie, Key>,
+    pub(super) draining: Option<Draining>,
+    /// That connections cannot be accepted was said once.
+    pub(super) accept_warned: bool,
+    pub(super) io: Io,
+}
+
+/// What `Worker::new` takes to the worker's own thread.
+pub(super) struct Parts {
+    pub(super) index: usize,
+    pub(super) settings: Settings,
+    pub(super) poll: Poll,
+    pub(super) registry: Registry,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) flows: Flows,
+    pub(super) heartbeat: Heartbeat,
+}
+
+/// Sockets and what makes them move, apart from the pods that they belong to.
+pub(super) struct Io {
+    pub(super) now: Instant,
+    pub(super) home: Home,
+    registry: Registry,
+    pub(super) settings: Settings,
+    pub(super) rng: fastrand::Rng,
+    pub(super) listeners: Arena<Listener>,
+    pub(super) conns: Arena<Conn>,
+    pub(super) ready: VecDeque<Ready>,
+    pub(super) timers: Timers,
+    pub(super) buffer: Box<[u8]>,
+    /// What this round's turns have cost.
+    pub(super) spent: usize,
+    /// Pods whose splitter has heard something since it was last flushed.
+    dirty: Vec<Key>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Ready {
+    Listener(Key),
+    Conn(Key),
+}
+
+pub(super) struct PodState {
+    pub(super) cookie: NetnsCookie,
+    pub(super) netns: OwnedFd,
+    pub(super) name: Arc<str>,
+    /// Made for the first HTTP/2 connection.
+    pub(super) splitter: Option<Splitter>,
+    /// By `ConnId::index`. An entry may be out of date: the connection's own id tells.
+    pub(super) by_conn: Vec<Option<Key>>,
+    pub(super) to_write: VecDeque<Key>,
+    pub(super) dirty: bool,
+    pub(super) alarm: Alarm,
+    pub(super) accepted: u64,
+    pub(super) without_flow: u64,
+    pub(super) accepts_failed: u64,
+    pub(super) dials_failed: u64,
+}
+
+pub(super) struct Conn {
+    pub(super) pod: Key,
+    /// Already in `Io::ready`.
+    pub(super) queued: bool,
+    pub(super) alarm: Alarm,
+    pub(super) socket: Socket,
+    pub(super) kind: Kind,
+}
+
+pub(super) enum Kind {
+    Http2(Link),
+    Relay(Box<Pair>),
+}
+
+impl Worker {
+    pub(super) fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts { index, settings, poll, registry, commands, flows, heartbeat } = parts;
+        let io = Io {
+            now: Instant::now(),
+            home: Home::open()?,
+            registry,
+            rng: fastrand::Rng::with_seed(settings.seed),
+            listeners: Arena::new(),
+            conns: Arena::new(),
+            ready: VecDeque::new(),
+            timers: Timers::default(),
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            spent: 0,
+            dirty: Vec::new(),
+            settings,
+        };
+        Ok(Self {
+            index,
+            poll,
+            commands,
+            more_commands: false,
+            flows,
+            heartbeat,
+            last_beat: None,
+            limits: Rc::new(io.settings.limits.clone()),
+            services: FxHashMap::default(),
+            pods: Arena::new(),
+            by_cookie: FxHashMap::default(),
+            draining: None,
+            accept_warned: false,
+            io,
+        })
+    }
+
+    /// Returns when the last handle is gone.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let beats = self.beat();
+            match self.poll.poll(&mut events, Some(self.timeout())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("worker {}: epoll_wait failed: {error}", self.index),
+            }
+            self.io.now = Instant::now();
+            let mut commanded = beats || self.more_commands;
+            for event in &events {
+                match event.token() {
+                    WAKE => commanded = true,
+                    _ => self.io.handle_event(event),
+                }
+            }
+            if commanded && self.take_commands().is_break() {
+                return;
+            }
+            self.fire_timers();
+            self.take_turns();
+            while let Some(pod) = self.io.dirty.pop() {
+                self.flush(pod);
+            }
+            self.drain_on();
+        }
+    }
+
+    /// True: it was time for a beat.
+    fn beat(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.last_beat.is_none_or(|last| now.duration_since(last) >= BEAT);
+        if due {
+            self.last_beat = Some(now);
+            (self.heartbeat)();
+        }
+        due
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.more_commands || !self.io.ready.is_empty() {
+            return Duration::ZERO;
+        }
+        let beat = self.last_beat.map(|last| last + BEAT);
+        let drain = self.draining.as_ref().and_then(Draining::deadline);
+        let now = Instant::now();
+        let next = [beat, drain, self.io.timers.next()].into_iter().flatten().min();
+        next.map_or(BEAT, |next| next.saturating_duration_since(now))
+    }
+
+    fn fire_timers(&mut self) {
+        for _ in 0..TIMERS {
+            let now = self.io.now;
+            let Some(entry) = self.io.timers.pop(now) else { return };
+            let io = &mut self.io;
+            let alarm = match entry.1 {
+                Timer::Pod(key) => self.pods.get_mut(key).map(|pod| &mut pod.alarm),
+                Timer::Conn(key) => io.conns.get_mut(key).map(|conn| &mut conn.alarm),
+                Timer::Listener(key) => io.listeners.get_mut(key).map(|listener| &mut listener.alarm),
+            };
+            if !alarm.is_some_and(|alarm| io.timers.fires(alarm, entry, now)) {
+                continue;
+            }
+            match entry.1 {
+                Timer::Pod(key) => self.pod_due(key),
+                Timer::Conn(key) => self.conn_due(key),
+                Timer::Listener(key) => self.listener_due(key),
+            }
+        }
+    }
+
+    fn conn_due(&mut self, key: Key) {
+        match self.io.conns.get(key).map(|conn| &conn.kind) {
+            Some(Kind::Http2(_)) => self.link_due(key),
+            Some(Kind::Relay(_)) => self.relay_turn(key),
+            None => {}
+        }
+    }
+
+    /// One turn for each that is ready now; those that have more go to the back.
+    fn take_turns(&mut self) {
+        self.io.spent = 0;
+        for _ in 0..self.io.ready.len() {
+            if self.io.spent >= ROUND {
+                return;
+            }
+            self.io.spent += TURN;
+            match self.io.ready.pop_front() {
+                Some(Ready::Listener(key)) => self.accept_turn(key),
+                Some(Ready::Conn(key)) => {
+                    let Some(conn) = self.io.conns.get_mut(key) else { continue };
+                    conn.queued = false;
+                    match conn.kind {
+                        Kind::Http2(_) => self.link_turn(key),
+                        Kind::Relay(_) => self.relay_turn(key),
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+}
+
+impl Conn {
+    /// Both sides see that it broke.
+    pub(super) fn reset(self) {
+        self.socket.reset();
+        if let Kind::Relay(pair) = self.kind {
+            pair.reset();
+        }
+    }
+}
+
+impl Io {
+    /// Edges become flags here, and nowhere else.
+    fn handle_event(&mut self, event: &Event) {
+        match target(event.token()) {
+            Some((key, Role::Listener)) => self.enqueue_listener(key),
+            Some((key, role)) => {
+                let Some(conn) = self.conns.get_mut(key) else { return };
+                match (role, &mut conn.kind) {
+                    (Role::Endpoint, Kind::Relay(pair)) => pair.handle_event(event),
+                    (Role::Endpoint, Kind::Http2(_)) => return,
+                    _ => conn.socket.handle_event(event),
+                }
+                self.enqueue(key);
+            }
+            None => {}
+        }
+    }
+
+    /// The connection gets a turn.
+    pub(super) fn enqueue(&mut self, key: Key) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !conn.queued
+        {
+            conn.queued = true;
+            self.ready.push_back(Ready::Conn(key));
+        }
+    }
+
+    pub(super) fn enqueue_listener(&mut self, key: Key) {
+        if let Some(listener) = self.listeners.get_mut(key)
+            && !listener.queued
+        {
+            listener.queued = true;
+            self.ready.push_back(Ready::Listener(key));
+        }
+    }
+
+    /// The pod's splitter has heard something: it is flushed at the end of this iteration.
+    pub(super) fn mark(&mut self, pod: &mut PodState, key: Key) {
+        if !pod.dirty {
+            pod.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    pub(super) fn set_alarm(&mut self, key: Key, due: Option<Instant>) {
+        if let Some(conn) = self.conns.get_mut(key) {
+            self.timers.set(&mut conn.alarm, Timer::Conn(key), due);
+        }
+    }
+
+    /// Once for the life of a socket: all further readiness is remembered in flags.
+    pub(super) fn register(&self, socket: &mut Socket, key: Key, role: Role) -> std::io::Result<()> {
+        self.registry.register(socket.source(), token(key, role), Interest::READABLE | Interest::WRITABLE)
+    }
+
+    pub(super) fn register_listener(&mut self, key: Key) -> std::io::Result<()> {
+        let Some(listener) = self.listeners.get_mut(key) else { return Ok(()) };
+        self.registry.register(&mut listener.listener, token(key, Role::Listener), Interest::READABLE)
+    }
+
+    pub(super) fn deregister(&self, source: &mut impl Source) {
+        if let Err(error) = self.registry.deregister(source) {
+            tracing::debug!(%error, "a socket was not registered");
+        }
+    }
+
+    /// A new connection, registered. None: it could not be, and is closed.
+    pub(super) fn add(&mut self, pod: Key, socket: Socket, kind: Kind) -> Option<Key> {
+        let key = self.conns.insert(Conn { pod, queued: false, alarm: Alarm::default(), socket, kind });
+        let conn = self.conns.get_mut(key)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.registry.register(conn.socket.source(), token(key, Role::Main), interest) {
+            tracing::warn!(%error, "cannot watch a connection; closing it");
+            self.conns.remove(key);
+            return None;
+        }
+        Some(key)
+    }
+}

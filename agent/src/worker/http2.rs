@@ -1,0 +1,286 @@
+//! HTTP/2 connections, clients' and endpoints': bytes into the pod's splitter, its effects and output out. One read a
+//! turn, one flush an iteration. It looks into no frame.
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use super::arena::Key;
+use super::event_loop::{Io, Kind, PodState, Worker};
+use super::socket::{Socket, Took, Use, dial};
+use super::timers::Timer;
+use crate::addr::EndpointAddr;
+use crate::balance::ServiceLoad;
+use crate::splitter::{ConnId, Effect, Splitter};
+use std::rc::Rc;
+
+/// A peer that does not take our last words (a GOAWAY, resets) is cut off after this long.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
+/// destroys our last words.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A connection that the pod's splitter knows.
+pub(super) struct Link {
+    id: ConnId,
+    phase: Phase,
+    /// Ended by the peer.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Open,
+    /// The splitter is done with it; its last output is written.
+    Closing,
+    /// All is written; the peer's end is awaited.
+    Lingering,
+}
+
+impl Worker {
+    /// What was detected to speak HTTP/2 becomes the splitter's, with all that it has sent so far.
+    pub(super) fn adopt(&mut self, key: Key, service: &Rc<ServiceLoad>, bytes: &[u8]) {
+        let io = &mut self.io;
+        let Some(conn) = io.conns.get_mut(key) else { return };
+        let Some(pod) = self.pods.get_mut(conn.pod) else { return };
+        let splitter = pod.splitter.get_or_insert_with(|| Splitter::new(Rc::clone(&self.limits), io.rng.fork()));
+        let id = splitter.handle_accepted(io.now, service);
+        splitter.handle_bytes(io.now, id, bytes);
+        if let Some(draining) = &self.draining {
+            splitter.drain(io.now, None, draining.until);
+        }
+        conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false });
+        let pod_key = conn.pod;
+        remember(pod, id, key);
+        io.mark(pod, pod_key);
+        io.set_alarm(key, None);
+        // What has not been read yet gave its edge before.
+        io.enqueue(key);
+    }
+
+    pub(super) fn link_turn(&mut self, key: Key) {
+        let io = &mut self.io;
+        let Some(conn) = io.conns.get_mut(key) else { return };
+        let Kind::Http2(link) = &mut conn.kind else { return };
+        let pod_key = conn.pod;
+        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        let Some(splitter) = &mut pod.splitter else { return };
+        if link.phase == Phase::Connecting {
+            match conn.socket.connect_result() {
+                None => return,
+                Some(Err(error)) => return io.dial_failed(pod, pod_key, key, &error),
+                Some(Ok(())) => {
+                    link.phase = Phase::Open;
+                    splitter.handle_connected(io.now, link.id);
+                    io.timers.set(&mut conn.alarm, Timer::Conn(key), None);
+                }
+            }
+        }
+        let mut failed = false;
+        let listens = match link.phase {
+            Phase::Connecting | Phase::Open => splitter.wants_read(link.id),
+            Phase::Closing | Phase::Lingering => true,
+        };
+        if conn.socket.can_read() && !link.ended && listens {
+            let open = link.phase == Phase::Open;
+            match conn.socket.read(&mut io.buffer) {
+                Took::Bytes(n) => {
+                    io.spent += n;
+                    if open {
+                        splitter.handle_bytes(io.now, link.id, &io.buffer[..n]);
+                    }
+                }
+                Took::End => {
+                    link.ended = true;
+                    if open {
+                        splitter.handle_eof(io.now, link.id);
+                    }
+                }
+                Took::Blocked => {}
+                Took::Failed(error) => {
+                    tracing::debug!(%error, pod = &*pod.name, "a connection broke");
+                    failed = true;
+                }
+            }
+        }
+        let done = link.phase == Phase::Lingering && link.ended;
+        if failed || done {
+            io.lose(pod, key);
+        } else {
+            pod.to_write.push_back(key);
+            io.read_on(pod, key);
+        }
+        io.mark(pod, pod_key);
+    }
+
+    /// A dial, or a close, took too long.
+    pub(super) fn link_due(&mut self, key: Key) {
+        let Some(conn) = self.io.conns.get(key) else { return };
+        let Kind::Http2(link) = &conn.kind else { return };
+        let (pod_key, connecting) = (conn.pod, link.phase == Phase::Connecting);
+        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        if connecting {
+            self.io.dial_failed(pod, pod_key, key, &std::io::ErrorKind::TimedOut.into());
+        } else {
+            self.io.lose(pod, key);
+            self.io.mark(pod, pod_key);
+        }
+    }
+
+    pub(super) fn pod_due(&mut self, key: Key) {
+        let Some(pod) = self.pods.get_mut(key) else { return };
+        if let Some(splitter) = &mut pod.splitter {
+            splitter.handle_deadline(self.io.now);
+        }
+        self.io.mark(pod, key);
+    }
+
+    /// Carries out all effects and writes all output of one pod. Writing makes credit, and credit makes output and
+    /// effects: all of it is gone when this returns, except for what sockets do not take.
+    pub(super) fn flush(&mut self, pod_key: Key) {
+        let io = &mut self.io;
+        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        pod.dirty = false;
+        loop {
+            while let Some(effect) = pod.splitter.as_mut().and_then(Splitter::poll_effect) {
+                match effect {
+                    Effect::Dial(id, to) => io.dial_link(pod, pod_key, id, to),
+                    Effect::Write(id) => pod.to_write.extend(io.link(pod, id)),
+                    Effect::Close(id) => io.close_link(pod, id),
+                }
+            }
+            let Some(key) = pod.to_write.pop_front() else { break };
+            io.write_link(pod, key);
+        }
+        let deadline = pod.splitter.as_ref().and_then(Splitter::next_deadline).map(|(at, _)| at);
+        io.timers.set(&mut pod.alarm, Timer::Pod(pod_key), deadline);
+    }
+}
+
+/// For `Io::link`.
+fn remember(pod: &mut PodState, id: ConnId, key: Key) {
+    if pod.by_conn.len() <= id.index() {
+        pod.by_conn.resize(id.index() + 1, None);
+    }
+    pod.by_conn[id.index()] = Some(key);
+}
+
+impl Io {
+    /// The socket of a splitter's connection.
+    fn link(&self, pod: &PodState, id: ConnId) -> Option<Key> {
+        let key = pod.by_conn.get(id.index()).copied().flatten()?;
+        let Kind::Http2(link) = &self.conns.get(key)?.kind else { return None };
+        (link.id == id).then_some(key)
+    }
+
+    fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
+        let link = Link { id, phase: Phase::Connecting, ended: false };
+        let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), Use::Http2) {
+            Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
+            Err(error) => {
+                tracing::debug!(%error, endpoint = %to, pod = &*pod.name, "an endpoint cannot be dialled");
+                None
+            }
+        };
+        match key {
+            Some(key) => {
+                remember(pod, id, key);
+                let by = self.now + self.settings.dial_timeout;
+                self.set_alarm(key, Some(by));
+            }
+            None => {
+                pod.dials_failed += 1;
+                if let Some(splitter) = &mut pod.splitter {
+                    splitter.handle_closed(self.now, id);
+                }
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, pod: &mut PodState, pod_key: Key, key: Key, error: &std::io::Error) {
+        tracing::debug!(%error, pod = &*pod.name, "an endpoint cannot be reached");
+        pod.dials_failed += 1;
+        self.lose(pod, key);
+        self.mark(pod, pod_key);
+    }
+
+    /// The connection is gone; the splitter hears of it unless it has forgotten it before.
+    fn lose(&mut self, pod: &mut PodState, key: Key) {
+        let Some(conn) = self.conns.remove(key) else { return };
+        let Kind::Http2(link) = conn.kind else { return };
+        let Some(splitter) = &mut pod.splitter else { return };
+        let forgotten = match link.phase {
+            Phase::Connecting | Phase::Open => false,
+            Phase::Closing => splitter.output(link.id).is_empty(),
+            Phase::Lingering => true,
+        };
+        if !forgotten {
+            splitter.handle_closed(self.now, link.id);
+            // What the peer has not read of us is lost anyway.
+            conn.socket.reset();
+        }
+    }
+
+    /// The splitter is done with the connection.
+    fn close_link(&mut self, pod: &mut PodState, id: ConnId) {
+        let Some(key) = self.link(pod, id) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Kind::Http2(link) = &mut conn.kind else { return };
+        let connecting = link.phase == Phase::Connecting;
+        link.phase = Phase::Closing;
+        if connecting {
+            return self.lose(pod, key);
+        }
+        let by = self.now + LAST_WORDS;
+        self.set_alarm(key, Some(by));
+        pod.to_write.push_back(key);
+    }
+
+    fn write_link(&mut self, pod: &mut PodState, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Kind::Http2(link) = &mut conn.kind else { return };
+        let Some(splitter) = &mut pod.splitter else { return };
+        if link.phase == Phase::Lingering {
+            return;
+        }
+        while conn.socket.can_write() {
+            let output = splitter.output(link.id);
+            if output.is_empty() {
+                break;
+            }
+            match conn.socket.write(output) {
+                Took::Bytes(n) => splitter.consumed(self.now, link.id, n),
+                Took::End | Took::Blocked => break,
+                Took::Failed(error) => {
+                    tracing::debug!(%error, pod = &*pod.name, "a connection broke");
+                    return self.lose(pod, key);
+                }
+            }
+        }
+        if link.phase == Phase::Closing && splitter.output(link.id).is_empty() {
+            if link.ended {
+                return self.lose(pod, key);
+            }
+            link.phase = Phase::Lingering;
+            conn.socket.end();
+            let by = self.now + LINGER;
+            self.set_alarm(key, Some(by));
+        }
+        self.read_on(pod, key);
+    }
+
+    /// Another turn if there may be more to read and it is welcome: by a turn that ended before the socket was empty,
+    /// or by output that was taken and had made the splitter stop reading.
+    fn read_on(&mut self, pod: &PodState, key: Key) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let Kind::Http2(link) = &conn.kind else { return };
+        let listens = match link.phase {
+            Phase::Connecting => false,
+            Phase::Open => pod.splitter.as_ref().is_some_and(|splitter| splitter.wants_read(link.id)),
+            Phase::Closing | Phase::Lingering => true,
+        };
+        if conn.socket.can_read() && !link.ended && listens {
+            self.enqueue(key);
+        }
+    }
+}

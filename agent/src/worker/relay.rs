@@ -1,0 +1,340 @@
+//! Connections that are not (yet) known to speak HTTP/2: detection, the choice and dial of one endpoint, bytes both ways.
+//! What to do is decided by `detect` and `opaque`; here is the IO between a client's socket and an endpoint's.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::Instant;
+
+use mio::event::Event;
+
+use super::arena::{Key, Role};
+use super::event_loop::{Kind, Worker};
+use super::socket::{Socket, Took, Use, dial};
+use crate::addr::OriginalDst;
+use crate::balance::ServiceLoad;
+use crate::detect::{Detection, Patience, Step};
+use crate::opaque::{Choice, Pipe};
+
+pub(super) struct Pair {
+    endpoint: Option<Socket>,
+    to: Destination,
+    /// None: opaque for good.
+    detection: Option<Detection>,
+    /// Set while the endpoint is being dialled.
+    dial_by: Option<Instant>,
+    /// Client to endpoint.
+    up: Pipe,
+    /// Endpoint to client. Under detection it holds back what the endpoint has said.
+    down: Pipe,
+}
+
+enum Destination {
+    Service(Rc<ServiceLoad>, Choice),
+    /// The Service is not ours any more: its address is dialled as the pod would have, and kube-proxy serves.
+    Original {
+        to: OriginalDst,
+        dialled: bool,
+    },
+}
+
+/// What a turn came to.
+enum Next {
+    Wait,
+    /// There is more to do.
+    Again,
+    Http2,
+    Dial,
+    DialFailed(io::Error),
+    /// Both directions have ended.
+    Done,
+    /// One side broke.
+    Reset(io::Error),
+}
+
+impl Pair {
+    pub(super) fn to_service(service: &Rc<ServiceLoad>, now: Instant, patience: Patience) -> Self {
+        let to = Destination::Service(Rc::clone(service), Choice::default());
+        Self { detection: Some(Detection::new(now, patience)), ..Self::new(to) }
+    }
+
+    pub(super) fn to_original(to: OriginalDst) -> Self {
+        Self::new(Destination::Original { to, dialled: false })
+    }
+
+    fn new(to: Destination) -> Self {
+        Self { endpoint: None, to, detection: None, dial_by: None, up: Pipe::default(), down: Pipe::default() }
+    }
+
+    pub(super) fn reset(self) {
+        if let Some(endpoint) = self.endpoint {
+            endpoint.reset();
+        }
+    }
+
+    /// Something became ready at the endpoint's socket.
+    pub(super) fn handle_event(&mut self, event: &Event) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.handle_event(event);
+        }
+    }
+
+    pub(super) fn is_detecting(&self) -> bool {
+        self.detection.is_some()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let detection = self.detection.as_ref().and_then(Detection::deadline);
+        [self.dial_by, detection].into_iter().flatten().min()
+    }
+
+    fn turn(&mut self, client: &mut Socket, now: Instant, buffer: &mut [u8], spent: &mut usize) -> Next {
+        if let Err(error) = self.check_dial(now) {
+            return Next::DialFailed(error);
+        }
+        if self.detection.is_some() {
+            match self.detect(client, now, buffer) {
+                Ok(Step::Wait) if self.has_more(client) => return Next::Again,
+                Ok(Step::Wait) => return Next::Wait,
+                Ok(Step::Http2) => return Next::Http2,
+                Ok(Step::Dial) => return Next::Dial,
+                Ok(Step::Opaque) => self.detection = None,
+                Err(error) => return Next::Reset(error),
+            }
+        }
+        let Some(endpoint) = &mut self.endpoint else { return Next::Dial };
+        if let Err(error) = carry(endpoint, client, &mut self.down, buffer, spent) {
+            return Next::Reset(error);
+        }
+        if let Err(error) = carry(client, endpoint, &mut self.up, buffer, spent) {
+            // What the endpoint said before it broke still arrives, if the client takes it.
+            let _ = carry(endpoint, client, &mut self.down, buffer, spent);
+            return Next::Reset(error);
+        }
+        pass_end(client, &mut self.down);
+        pass_end(endpoint, &mut self.up);
+        if self.up.is_done() && self.down.is_done() {
+            Next::Done
+        } else if self.has_more(client) {
+            Next::Again
+        } else {
+            Next::Wait
+        }
+    }
+
+    fn check_dial(&mut self, now: Instant) -> io::Result<()> {
+        let (Some(endpoint), Some(by)) = (&mut self.endpoint, self.dial_by) else { return Ok(()) };
+        match endpoint.connect_result() {
+            Some(Ok(())) => {
+                self.dial_by = None;
+                if let Destination::Service(_, choice) = &mut self.to {
+                    choice.connected();
+                }
+                Ok(())
+            }
+            Some(Err(error)) => Err(error),
+            None if by <= now => Err(io::ErrorKind::TimedOut.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what detection needs, client's bytes first.
+    fn detect(&mut self, client: &mut Socket, now: Instant, buffer: &mut [u8]) -> io::Result<Step> {
+        let Some(detection) = &mut self.detection else { return Ok(Step::Opaque) };
+        if client.can_read() {
+            let room = self.up.room().min(buffer.len());
+            let step = match client.read(&mut buffer[..room]) {
+                Took::Bytes(n) => {
+                    self.up.push(&buffer[..n]);
+                    detection.handle_client(now, self.up.output())
+                }
+                Took::End => {
+                    self.up.end();
+                    detection.handle_eof()
+                }
+                Took::Blocked => Step::Wait,
+                Took::Failed(error) => return Err(error),
+            };
+            if step != Step::Wait {
+                return Ok(step);
+            }
+        }
+        let room = self.down.room().min(buffer.len());
+        if let Some(endpoint) = self.endpoint.as_mut().filter(|endpoint| endpoint.can_read() && room > 0) {
+            let step = match endpoint.read(&mut buffer[..room]) {
+                Took::Bytes(n) => {
+                    self.down.push(&buffer[..n]);
+                    detection.handle_server(self.down.output())
+                }
+                Took::End => {
+                    self.down.end();
+                    detection.handle_eof()
+                }
+                Took::Blocked => Step::Wait,
+                Took::Failed(error) => return Err(error),
+            };
+            if step != Step::Wait {
+                return Ok(step);
+            }
+        }
+        Ok(detection.handle_deadline(now))
+    }
+
+    /// Whether another turn would move something: derived from flags and pipes, so that no wake-up is forgotten.
+    fn has_more(&self, client: &Socket) -> bool {
+        let endpoint = self.endpoint.as_ref();
+        if self.detection.is_some() {
+            return client.can_read() || (self.down.room() > 0 && endpoint.is_some_and(Socket::can_read));
+        }
+        let moves = |from: &Socket, to: &Socket, pipe: &Pipe| {
+            (from.can_read() && pipe.room() > 0)
+                || (to.can_write() && !pipe.output().is_empty())
+                || (to.is_connected() && pipe.wants_shutdown())
+        };
+        endpoint.is_some_and(|endpoint| moves(client, endpoint, &self.up) || moves(endpoint, client, &self.down))
+    }
+}
+
+/// One direction's share of a turn: what waits, then one read that is written at once.
+fn carry(from: &mut Socket, to: &mut Socket, pipe: &mut Pipe, buffer: &mut [u8], spent: &mut usize) -> io::Result<()> {
+    if to.can_write() && !pipe.output().is_empty() {
+        match to.write(pipe.output()) {
+            Took::Bytes(n) => pipe.consumed(n),
+            Took::End | Took::Blocked => {}
+            Took::Failed(error) => return Err(error),
+        }
+    }
+    let room = pipe.room().min(buffer.len());
+    if from.can_read() && room > 0 {
+        match from.read(&mut buffer[..room]) {
+            Took::Bytes(n) => {
+                *spent += n;
+                let mut written = 0;
+                if to.can_write() && pipe.output().is_empty() {
+                    match to.write(&buffer[..n]) {
+                        Took::Bytes(taken) => written = taken,
+                        Took::End | Took::Blocked => {}
+                        Took::Failed(error) => return Err(error),
+                    }
+                }
+                pipe.push(&buffer[written..n]);
+            }
+            Took::End => pipe.end(),
+            Took::Blocked => {}
+            Took::Failed(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn pass_end(to: &mut Socket, pipe: &mut Pipe) {
+    if to.is_connected() && pipe.wants_shutdown() {
+        to.end();
+        pipe.shut();
+    }
+}
+
+impl Worker {
+    pub(super) fn relay_turn(&mut self, key: Key) {
+        let io = &mut self.io;
+        let Some(conn) = io.conns.get_mut(key) else { return };
+        let Kind::Relay(pair) = &mut conn.kind else { return };
+        match pair.turn(&mut conn.socket, io.now, &mut io.buffer, &mut io.spent) {
+            Next::Wait => {}
+            Next::Again => io.enqueue(key),
+            Next::Http2 => return self.relay_is_http2(key),
+            Next::Dial => return self.dial_relay(key),
+            Next::DialFailed(error) => {
+                self.relay_dial_failed(key, &error);
+                return self.dial_relay(key);
+            }
+            Next::Done => {
+                io.conns.remove(key);
+                return;
+            }
+            Next::Reset(error) => {
+                tracing::trace!(%error, "a relayed connection broke");
+                return self.reset_relay(key);
+            }
+        }
+        self.arm_relay(key);
+    }
+
+    /// Dials the next endpoint that was not tried; resets the client if none is left, as no one would have answered it.
+    pub(super) fn dial_relay(&mut self, key: Key) {
+        loop {
+            let io = &mut self.io;
+            let Some(conn) = io.conns.get_mut(key) else { return };
+            let Kind::Relay(pair) = &mut conn.kind else { return };
+            let Some(pod) = self.pods.get(conn.pod) else { return };
+            let Some(to) = pair.destination(io.now, &mut io.rng) else { return self.reset_relay(key) };
+            let dialled =
+                dial(&io.home, pod.netns.as_fd(), to, Use::Relay).map(Socket::dialled).and_then(|mut socket| {
+                    io.register(&mut socket, key, Role::Endpoint)?;
+                    Ok(socket)
+                });
+            match dialled {
+                Ok(socket) => {
+                    let by = io.now + io.settings.dial_timeout;
+                    if let Some(Kind::Relay(pair)) = io.conns.get_mut(key).map(|conn| &mut conn.kind) {
+                        pair.endpoint = Some(socket);
+                        pair.dial_by = Some(by);
+                    }
+                    return self.arm_relay(key);
+                }
+                Err(error) => self.relay_dial_failed(key, &error),
+            }
+        }
+    }
+
+    fn relay_dial_failed(&mut self, key: Key, error: &io::Error) {
+        let Some(conn) = self.io.conns.get_mut(key) else { return };
+        let Kind::Relay(pair) = &mut conn.kind else { return };
+        let Some(pod) = self.pods.get_mut(conn.pod) else { return };
+        tracing::debug!(%error, pod = &*pod.name, "an endpoint cannot be reached");
+        pod.dials_failed += 1;
+        pair.endpoint = None;
+        pair.dial_by = None;
+        if let Destination::Service(_, choice) = &mut pair.to {
+            choice.failed(self.io.now);
+        }
+    }
+
+    fn relay_is_http2(&mut self, key: Key) {
+        let Some(conn) = self.io.conns.get_mut(key) else { return };
+        let Kind::Relay(pair) = &mut conn.kind else { return };
+        // A tentative endpoint connection ends here: nothing was sent on it.
+        pair.endpoint = None;
+        let up = std::mem::take(&mut pair.up);
+        let Destination::Service(service, _) = &pair.to else { return };
+        let service = Rc::clone(service);
+        self.adopt(key, &service, up.output());
+    }
+
+    fn reset_relay(&mut self, key: Key) {
+        if let Some(conn) = self.io.conns.remove(key) {
+            conn.reset();
+        }
+    }
+
+    pub(super) fn arm_relay(&mut self, key: Key) {
+        let Some(conn) = self.io.conns.get(key) else { return };
+        let Kind::Relay(pair) = &conn.kind else { return };
+        let due = pair.deadline();
+        self.io.set_alarm(key, due);
+    }
+}
+
+impl Pair {
+    fn destination(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Option<SocketAddr> {
+        match &mut self.to {
+            Destination::Service(service, choice) => Some(choice.next(service, now, rng)?.addr().socket_addr()),
+            Destination::Original { dialled: true, .. } => None,
+            Destination::Original { to, dialled } => {
+                *dialled = true;
+                Some(to.socket_addr())
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One nonblocking TCP socket with its readiness, and the making of sockets inside a pod's namespace.
+//! Registered once, edge-triggered: an edge sets a flag, and only the kernel's refusal (or a short read or write, which
+//! tells the same without another call) clears it. It decides nothing about connections.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+
+use crate::netns::Home;
+
+/// Unanswered bytes break a connection between the splitter and an endpoint after this long: an endpoint's node that
+/// vanished is noticed. Not set on relayed connections: a full window counts as unanswered too (Linux 5.11 and later),
+/// and what we do not understand may pause for as long as it likes.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    readable: bool,
+    writable: bool,
+    /// The peer's end or an error is somewhere behind the waiting bytes; no further edge would announce it.
+    ends: bool,
+    connecting: bool,
+}
+
+pub(super) enum Took {
+    Bytes(usize),
+    /// Read only: the peer has ended its sending direction.
+    End,
+    /// Not now; an edge will come.
+    Blocked,
+    Failed(io::Error),
+}
+
+impl Socket {
+    pub(super) fn accepted(stream: TcpStream) -> Self {
+        Self { stream, readable: false, writable: false, ends: false, connecting: false }
+    }
+
+    pub(super) fn dialled(stream: TcpStream) -> Self {
+        Self { connecting: true, ..Self::accepted(stream) }
+    }
+
+    pub(super) fn source(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    pub(super) fn handle_event(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.ends |= event.is_read_closed() || event.is_error();
+    }
+
+    pub(super) fn can_read(&self) -> bool {
+        self.readable && !self.connecting
+    }
+
+    pub(super) fn can_write(&self) -> bool {
+        self.writable && !self.connecting
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        !self.connecting
+    }
+
+    /// Whether a dialled socket has arrived. None: not yet.
+    pub(super) fn connect_result(&mut self) -> Option<io::Result<()>> {
+        if !self.writable {
+            return None;
+        }
+        match self.stream.take_error() {
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => return Some(Err(error)),
+        }
+        match self.stream.peer_addr() {
+            Ok(_) => {
+                self.connecting = false;
+                Some(Ok(()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                self.writable = false;
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// `buffer` must not be empty.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Took {
+        loop {
+            return match self.stream.read(buffer) {
+                Ok(0) => {
+                    self.readable = false;
+                    Took::End
+                }
+                Ok(n) => {
+                    self.readable = n == buffer.len() || self.ends;
+                    Took::Bytes(n)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    Took::Blocked
+                }
+                Err(error) => Took::Failed(error),
+            };
+        }
+    }
+
+    /// `bytes` must not be empty.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Took {
+        loop {
+            return match self.stream.write(bytes) {
+                Ok(n) => {
+                    self.writable = n == bytes.len();
+                    Took::Bytes(n)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    Took::Blocked
+                }
+                Err(error) => Took::Failed(error),
+            };
+        }
+    }
+
+    /// Ends our sending direction. A socket that is already broken says so at the next read.
+    pub(super) fn end(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Closes with a reset, so that the peer does not take a broken connection for an ended one.
+    pub(super) fn reset(self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// What every connection gets. Set on a listener, its accepted sockets inherit it without a call of their own.
+pub(super) fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20)).with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Http2,
+    Relay,
+}
+
+/// Begins a connection that leaves from `netns`, with an address of that pod.
+pub(super) fn dial(home: &Home, netns: BorrowedFd<'_>, to: SocketAddr, purpose: Use) -> io::Result<TcpStream> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let make = || socket2::Socket::new_raw(Domain::for_address(to), kind, Some(Protocol::TCP));
+    let socket = home.run_in(netns, make)??;
+    set_options(&SockRef::from(&socket))?;
+    if purpose == Use::Http2 {
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    }
+    match socket.connect(&to.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(TcpStream::from_std(socket.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_inherit_what_was_set_on_the_listener() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        set_options(&SockRef::from(&listener)).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    }
+}
