@@ -238,6 +238,9 @@ impl Splitter {
         }
         side.recv_ended = end_stream;
         self.forward(now, key, face.other(), body, end_stream);
+        if end_stream {
+            self.free_endpoint(now, key);
+        }
         Ok(())
     }
 
