@@ -4,6 +4,7 @@
 
 mod explain;
 mod maps;
+mod order;
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,6 +17,8 @@ use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
 use sluice_ebpf::names;
 use tracing::level_filters::LevelFilter;
+
+use order::LowNumbersTaken;
 
 pub use maps::{Counters, Flows, Heartbeat, PodEntry, PodMap, ServiceMap, UnenrolledConnects};
 pub use sluice_ebpf::{Counters as VerdictCounts, HEARTBEAT_EVERY_NS, MAX_WORKERS, Unenrolled, Verdict};
@@ -75,11 +78,14 @@ impl Intercept {
 
     /// Attaches all programs to `cgroup`: from now on connects from below it are redirected.
     ///
-    /// Open listeners after this: when a process is killed the kernel closes descriptors in ascending order, and the links
-    /// have to go before the listeners. May be called for more than one cgroup. Fails whole: without any link left.
+    /// The links get descriptors of higher numbers than all else: when a process is killed these close first, and no
+    /// connect is sent to a listener that is closed already. May be called for more than one cgroup. Fails whole: without
+    /// any link left.
     pub fn attach(&mut self, cgroup: &Path) -> anyhow::Result<()> {
         let directory = explain::open_cgroup(cgroup)?;
         let fd = directory.as_fd();
+        let _low_numbers = LowNumbersTaken::take()
+            .context("cannot give the links descriptors of high numbers; raise the limit of open files (ulimit -n)")?;
         let mut companions = Vec::new();
         let link = {
             let program: &mut SockOps = program(&mut self.ebpf, names::SOCK_OPS)?.try_into()?;

@@ -19,7 +19,7 @@ pub struct Problem {
 /// Where a problem is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// Line and column count from 1; 0 where the problem is of the whole file.
+    /// Line and column count from 1; 0 where the problem is of the whole file, or of the whole line.
     File { file: Arc<str>, line: u64, column: u64 },
     /// An object that may come from anywhere.
     Object(Key),
@@ -30,6 +30,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::File { file, line: 0, .. } => f.write_str(file),
+            Place::File { file, line, column: 0 } => write!(f, "{file}:{line}"),
             Place::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Place::Object(key) => key.fmt(f),
         }

@@ -1,0 +1,190 @@
+//! What the promises stand in: backend pods with `loadtest server`, `loadtest run` as the load, and the agent's counters
+//! by name. In: a node; out: guards and figures. Judges nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
+
+pub(crate) const PORT: u16 = 50051;
+
+/// For what takes milliseconds, on a machine that may be busy.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A pod with an Echo server.
+pub(crate) struct Backend {
+    pub(crate) pod: Pod,
+    pub(crate) server: Process,
+}
+
+impl Backend {
+    pub(crate) fn start(node: &Node, name: &str) -> Result<Self> {
+        Self::start_with(node, name, &[])
+    }
+
+    /// With further options of `loadtest server`.
+    pub(crate) fn start_with(node: &Node, name: &str, options: &[&str]) -> Result<Self> {
+        let pod = node.pod(name)?;
+        let server = pod
+            .command(program("loadtest")?)
+            .args(["server", "--listen", &format!("[::]:{PORT}"), "--pod", name])
+            .args(options)
+            .stdout(Stdio::null())
+            .spawn()?;
+        pod.wait_listening(PORT, SOON)?;
+        Ok(Self { pod, server })
+    }
+
+    /// `echo-1`, `echo-2`, …
+    pub(crate) fn start_some(node: &Node, count: usize) -> Result<Vec<Self>> {
+        (1..=count).map(|number| Self::start(node, &format!("echo-{number}"))).collect()
+    }
+
+    /// SIGTERM, then the process's own end, which must be a clean one.
+    pub(crate) fn terminate(&mut self) -> Result<()> {
+        self.server.signal(libc::SIGTERM)?;
+        let status = self.server.wait()?;
+        ensure!(status.success(), "{}: {status}", self.pod.name());
+        Ok(())
+    }
+}
+
+/// A Service with these pods behind it.
+pub(crate) fn serve<'a>(
+    node: &Node,
+    spec: ServiceSpec,
+    backends: impl IntoIterator<Item = &'a Backend>,
+) -> Result<Service> {
+    let service = node.service(spec)?;
+    backends.into_iter().try_for_each(|backend| service.add_endpoint(&backend.pod))?;
+    Ok(service)
+}
+
+/// A gRPC Service named `echo`, balanced in turn, so that shares are exact.
+pub(crate) fn echo() -> ServiceSpec {
+    ServiceSpec::grpc("echo", PORT).annotation("sluice.dev/load-balancer", "round-robin")
+}
+
+/// A `loadtest run` under way.
+pub(crate) struct Load {
+    process: Process,
+    json: PathBuf,
+}
+
+impl Load {
+    /// From the pod to the Service, as `options` say; it has made its connections when this returns, if it was to.
+    pub(crate) fn start(node: &Node, pod: &Pod, service: &Service, options: &[&str]) -> Result<Self> {
+        let json = node.folder().join(format!("load-{}.json", pod.name()));
+        let process = pod
+            .command(program("loadtest")?)
+            .args(["run", &service.address4().to_string()])
+            .args(options)
+            .arg("--json")
+            .arg(&json)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self { process, json })
+    }
+
+    /// Its result, when it has ended by itself.
+    pub(crate) fn finish(mut self) -> Result<Value> {
+        let status = self.process.wait()?;
+        ensure!(status.success(), "loadtest run: {status}; what it said stands above");
+        serde_json::from_str(&fs::read_to_string(&self.json)?).context("loadtest's JSON")
+    }
+
+    /// Its result, in which every one of `calls` calls has succeeded.
+    pub(crate) fn finish_without_failure(self, calls: u64) -> Result<Value> {
+        let result = self.finish()?;
+        let figures = ["rpcs", "failed", "not_started"].map(|name| result[name].as_u64());
+        ensure!(figures == [Some(calls), Some(0), Some(0)], "not all of {calls} calls succeeded: {result:#}");
+        Ok(result)
+    }
+}
+
+/// How many calls an endpoint answered.
+pub(crate) fn calls_of(result: &Value, backend: &Backend) -> u64 {
+    result["calls"][format!("{}:{PORT}", backend.pod.ip4())].as_u64().unwrap_or(0)
+}
+
+/// A program of this workspace, beside this test's folder.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this test lies")?;
+    let folder = own.ancestors().nth(2).context("a test lies in target/debug/deps")?;
+    let found = folder.join(name);
+    ensure!(found.is_file(), "no {}: run `cargo build -p {name}`", found.display());
+    Ok(found)
+}
+
+/// The counter of a kernel verdict.
+pub(crate) fn verdict(agent: &Agent, name: &str) -> Result<u64> {
+    agent.status()?["kernel_verdicts"][name].as_u64().with_context(|| format!("no verdict {name}"))
+}
+
+/// The counters of several.
+pub(crate) fn verdicts<const N: usize>(agent: &Agent, names: [&str; N]) -> Result<[u64; N]> {
+    let status = agent.status()?;
+    Ok(names.map(|name| status["kernel_verdicts"][name].as_u64().unwrap_or(u64::MAX)))
+}
+
+/// Of the agent's account of a pod: a field of `traffic`.
+pub(crate) fn traffic(agent: &Agent, pod: &Pod, field: &str) -> Result<u64> {
+    let status = agent.status()?;
+    let line = pod_line(&status, pod)?;
+    line["traffic"][field].as_u64().with_context(|| format!("no {field} in {line}"))
+}
+
+/// The status page's entry of a pod.
+pub(crate) fn pod_line<'a>(status: &'a Value, pod: &Pod) -> Result<&'a Value> {
+    let pods = status["pods"].as_array().context("pods")?;
+    pods.iter().find(|line| line["uid"] == pod.uid()).with_context(|| format!("{} is not enrolled", pod.name()))
+}
+
+/// Waits until `done` gives something; an error with `what` if it does not do so soon.
+pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(value) = done()? {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            bail!("not within {SOON:?}: {what}");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until the agent knows so many usable endpoints of the Service's first port, IPv4.
+pub(crate) fn wait_endpoints(agent: &Agent, service: &Service, count: usize) -> Result<()> {
+    let address = service.address4().to_string();
+    wait_for("the agent's endpoints", || {
+        let status = agent.status()?;
+        let services = status["services"].as_array().context("services")?;
+        let known = services.iter().find(|line| line["address"] == *address);
+        let endpoints = known.and_then(|line| line["endpoints"].as_array()).map_or(0, Vec::len);
+        Ok((endpoints == count).then_some(()))
+    })
+}
+
+/// CLOCK_MONOTONIC, as Python's `time.monotonic_ns` reads it.
+pub(crate) fn monotonic_ns() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Adds the agent's log to an error.
+pub(crate) fn with_log<T>(agent: &Agent, result: Result<T>) -> Result<T> {
+    result.with_context(|| {
+        let log = agent.log().unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<_> = log.lines().collect();
+        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
+    })
+}
