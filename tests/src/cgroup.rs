@@ -89,6 +89,21 @@ pub(crate) fn make(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the cgroup {}: run as root, with cgroups writable", path.display()))
 }
 
+/// Makes the group `root/path` and those between, but not `root`: of a node that is gone nothing comes back.
+pub(crate) fn make_below(root: &Path, path: &Path) -> Result<()> {
+    let mut group = root.to_owned();
+    for name in path {
+        group.push(name);
+        match fs::create_dir(&group) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make the cgroup {}", group.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Kills every process of the group and of those below, waits until they are gone and removes the directories.
 /// A group that is not there is fine.
 pub(crate) fn remove(path: &Path) -> Result<()> {

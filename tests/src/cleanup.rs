@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -19,6 +20,9 @@ use crate::netns::check;
 const PREFIX: &str = "sluice-node-";
 /// What ends a process that holds nodes.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// How long a folder is tried to be removed while files appear in it.
+const FOLDER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The nodes of this process, by name.
 static NODES: Mutex<BTreeMap<String, Leftovers>> = Mutex::new(BTreeMap::new());
@@ -42,7 +46,9 @@ impl Leftovers {
         let started = started_at(pid).context("cannot read /proc/self/stat")?;
         let name = format!("{PREFIX}{pid}-{started}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let made = Self { cgroup: groups.join(&name), folder: folders.join(&name), name };
-        nodes().insert(made.name.clone(), made.clone());
+        // Held while they are made: a signal's cleaner finds a node whole or not at all.
+        let mut nodes = nodes();
+        nodes.insert(made.name.clone(), made.clone());
         cgroup::make(&made.cgroup)?;
         fs::create_dir(&made.folder).with_context(|| format!("cannot make the folder {}", made.folder.display()))?;
         Ok(made)
@@ -50,14 +56,22 @@ impl Leftovers {
 
     /// Kills the node's processes and removes its cgroup and folder. May be called again.
     pub(crate) fn remove(&self) -> Result<()> {
-        let groups = cgroup::remove(&self.cgroup);
-        let folder = match fs::remove_dir_all(&self.folder) {
-            Err(error) if self.folder.exists() => {
-                Err(error).with_context(|| format!("cannot remove {}", self.folder.display()))
-            }
-            _ => Ok(()),
-        };
+        let removed = self.remove_what_is_there();
         nodes().remove(&self.name);
+        removed
+    }
+
+    fn remove_what_is_there(&self) -> Result<()> {
+        let groups = cgroup::remove(&self.cgroup);
+        let deadline = Instant::now() + FOLDER_WITHIN;
+        let folder = loop {
+            match fs::remove_dir_all(&self.folder) {
+                Err(_) if !self.folder.exists() => break Ok(()),
+                // Another thread has just put a file there.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {}
+                result => break result.with_context(|| format!("cannot remove {}", self.folder.display())),
+            }
+        };
         groups.and(folder)
     }
 }
@@ -132,9 +146,10 @@ fn install() -> Result<()> {
         if reader.read_exact(&mut signal).is_err() {
             return;
         }
-        let all: Vec<_> = nodes().values().cloned().collect();
-        for node in all {
-            if let Err(error) = node.remove() {
+        // Held to the end: no thread makes another node, and none that fails for want of its node ends the process first.
+        let nodes = nodes();
+        for node in nodes.values() {
+            if let Err(error) = node.remove_what_is_there() {
                 eprintln!("testbed: {error:#}");
             }
         }

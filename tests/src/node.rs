@@ -219,8 +219,9 @@ route add {SERVICES6} dev {bridge} src {gateway6}
 "
         );
         netns.tool("ip", &["-batch", "-"], &links)?;
-        cgroup::make(&leftovers.cgroup.join(driver.kubepods()))?;
-        cgroup::make(&leftovers.cgroup.join(SYSTEM))?;
+        for group in [driver.kubepods(), SYSTEM] {
+            cgroup::make_below(&leftovers.cgroup, Path::new(group))?;
+        }
         let node = Self {
             driver,
             netns: Arc::new(netns),

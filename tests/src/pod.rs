@@ -91,11 +91,12 @@ impl Pod {
     pub(crate) fn start(node: &Arc<Inner>, spec: PodSpec) -> Result<Self> {
         let (number, uid) = (node.number_pod(), uid()?);
         let [high, low] = number.to_be_bytes();
+        let group = node.driver.pod(spec.qos, &uid);
         let mut pod = Self {
             node: Arc::clone(node),
             netns: Arc::new(Netns::new()?),
             number,
-            cgroup: node.kubepods().join(node.driver.pod(spec.qos, &uid)),
+            cgroup: node.kubepods().join(&group),
             ip4: Ipv4Addr::new(10, 244, high, low),
             ip6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, number),
             sandbox: None,
@@ -104,7 +105,7 @@ impl Pod {
         };
         // In a cluster the object is there before the kubelet makes the sandbox.
         pod.node.objects.write(&pod.file(), &[pod.object()])?;
-        cgroup::make(&pod.cgroup)?;
+        cgroup::make_below(&node.kubepods(), &group)?;
         pod.node.plug(&pod.netns, number, pod.ip4, pod.ip6)?;
         let pause = pod.command("sleep").arg("infinity").stdin(Stdio::null()).stdout(Stdio::null());
         pod.sandbox = Some(pause.spawn()?);

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use testbed::{Netns, Node, Pod, Process, Service, ServiceSpec, Snapshot};
 
 /// Every test here compares the machine before and after, so each runs alone.
@@ -123,8 +123,17 @@ fn a_snapshot_tells_a_program_and_a_namespace_that_are_still_held() -> Result<()
 /// Another process that holds a node, and the node's cgroup.
 fn run_elsewhere() -> Result<(Child, PathBuf)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_busy-node"));
+    heed_signals(&mut command);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut cgroup = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut cgroup)?;
+    Ok((child, PathBuf::from(cgroup.trim())))
+}
+
+/// Lets signals end what is started, as from a terminal.
+fn heed_signals(command: &mut Command) {
     // A background job of a shell ignores SIGINT, and so would its children; under nohup it is SIGHUP.
-    let heed_signals = || {
+    let heed = || {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
             // SAFETY: takes plain integers and is async-signal-safe.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
@@ -132,11 +141,7 @@ fn run_elsewhere() -> Result<(Child, PathBuf)> {
         Ok(())
     };
     // SAFETY: the closure runs between fork and exec and only makes the call above.
-    unsafe { command.pre_exec(heed_signals) };
-    let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let mut cgroup = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut cgroup)?;
-    Ok((child, PathBuf::from(cgroup.trim())))
+    unsafe { command.pre_exec(heed) };
 }
 
 #[test]
@@ -178,5 +183,89 @@ fn a_living_processs_node_is_not_swept() -> Result<()> {
     assert!(cgroup.join("kubepods").exists());
     assert!(Command::new("kill").arg(child.id().to_string()).status()?.success());
     child.wait()?;
+    before.wait_until_restored()
+}
+
+/// `cargo xtask` with programs that are built already.
+fn xtask(task: &[&str]) -> Result<Command> {
+    let own = std::env::current_exe()?;
+    let folder = own.ancestors().nth(2).context("a test lies in target/debug/deps")?;
+    for name in ["xtask", "sluice-agent", "loadtest"] {
+        anyhow::ensure!(folder.join(name).is_file(), "no {name} in {}: cargo build -p {name}", folder.display());
+    }
+    let mut command = Command::new(folder.join("xtask"));
+    command.args(task).arg("--programs").arg(folder).process_group(0);
+    heed_signals(&mut command);
+    Ok(command)
+}
+
+/// A folder for reports, gone with the guard.
+struct Reports(PathBuf);
+
+impl Reports {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("sluice-reports-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn nothing_stays_behind_a_demo_and_a_playground() -> Result<()> {
+    let _exclusive = alone();
+    let reports = Reports::new()?;
+    let before = Snapshot::take()?;
+    let demo = xtask(&["demo", "--rpcs", "500"])?.arg("--report").arg(&reports.0).output()?;
+    assert!(demo.status.success(), "{}", String::from_utf8_lossy(&demo.stderr));
+    assert!(reports.0.join("report.html").is_file());
+    before.wait_until_restored()?;
+
+    let script = "loadtest run $SLUICE_SERVICE --rpcs 500 --max-failed 0 && exit 7";
+    let playground = xtask(&["node", "run"])?.args(["--", "sh", "-c", script]).output()?;
+    assert_eq!(playground.status.code(), Some(7), "{}", String::from_utf8_lossy(&playground.stderr));
+    before.wait_until_restored()
+}
+
+/// Starts the task, waits until it says `line`, sends SIGINT to the whole group as a terminal does, and waits for its end.
+fn interrupt(mut task: Command, line: &str) -> Result<()> {
+    let mut child = task.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (mut told, mut all) = (false, String::new());
+    for next in said.map_while(Result::ok) {
+        all += &format!("{next}\n");
+        if !told && next.contains(line) {
+            told = true;
+            // SAFETY: takes plain integers; not waited for yet, so the group is still this child's.
+            unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGINT) };
+        }
+    }
+    let status = child.wait()?;
+    anyhow::ensure!(told, "it never said {line:?}: {status}: {all}");
+    assert_eq!(status.signal(), Some(libc::SIGINT), "{line}: {status}: {all}");
+    Ok(())
+}
+
+#[test]
+fn nothing_stays_behind_a_demo_or_a_playground_that_is_interrupted() -> Result<()> {
+    let _exclusive = alone();
+    let reports = Reports::new()?;
+    for line in ["making a node", "starting the agent", "calling"] {
+        let before = Snapshot::take()?;
+        let mut demo = xtask(&["demo", "--rpcs", "10000000"])?;
+        demo.arg("--report").arg(&reports.0);
+        interrupt(demo, line)?;
+        before.wait_until_restored()?;
+    }
+    let before = Snapshot::take()?;
+    let mut playground = xtask(&["node", "run", "--client-pods", "2"])?;
+    // What ignores the signal goes as well.
+    playground.args(["--", "sh", "-c", "trap '' INT; echo it runs >&2; while sleep 1; do :; done"]);
+    interrupt(playground, "it runs")?;
     before.wait_until_restored()
 }

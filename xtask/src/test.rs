@@ -131,13 +131,22 @@ fn deny(runner: &Runner) -> Result<()> {
 /// The simulated node's own tests and those that use one, except for the clients'.
 fn on_nodes(runner: &Runner) -> Result<()> {
     host::need_root("test node")?;
-    host::need_tools(&[("ip", "iproute2"), ("nft", "nftables"), ("bpftool", "bpftool"), ("python3", "python3")])?;
-    runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest"])?;
+    host::need_tools(&[
+        ("ip", "iproute2"),
+        ("nft", "nftables"),
+        ("bpftool", "bpftool"),
+        ("python3", "python3"),
+        ("openssl", "openssl"),
+    ])?;
+    host::need_module("ensurepip", "python3-venv")?;
+    runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
     let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib"];
     let targets = test_targets(&host::workspace().join("tests/tests"))?;
     for target in targets.iter().filter(|name| *name != "clients") {
         args.extend(["--test", target]);
     }
+    // The figures that tests print are part of what a layer says.
+    args.extend(["--", "--show-output"]);
     runner.cargo(&args)
 }
 
@@ -160,11 +169,11 @@ fn clients(runner: &Runner) -> Result<()> {
     runner.cargo(&["test", "--no-fail-fast", "--package", "testbed", "--test", "clients"])
 }
 
-/// The names of the test files of a folder.
+/// The names of a folder's test targets as cargo finds them: files, and folders with a main.rs.
 fn test_targets(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let files =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|it| it == "rs"));
+    let is_target = |path: &PathBuf| path.extension().is_some_and(|it| it == "rs") || path.join("main.rs").is_file();
+    let files = entries.flatten().map(|entry| entry.path()).filter(is_target);
     let mut names: Vec<_> = files.filter_map(|path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned())).collect();
     names.sort();
     Ok(names)
@@ -233,6 +242,6 @@ mod tests {
     #[test]
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
-        assert!(targets.contains(&"node".to_owned()), "{targets:?}");
+        assert_eq!(targets, ["clean_up", "clients", "kernel", "node", "promises"]);
     }
 }
