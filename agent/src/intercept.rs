@@ -10,11 +10,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::Context as _;
-use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, SockOps};
+use aya::{Ebpf, EbpfLoader};
 use sluice_ebpf::names;
 use tracing::level_filters::LevelFilter;
 
@@ -60,7 +60,8 @@ impl Intercept {
     ///
     /// Errors name the program or map that the kernel refused, and the cure.
     pub fn load(settings: &Settings) -> anyhow::Result<Self> {
-        let mut ebpf = Ebpf::load(OBJECT).map_err(explain::object)?;
+        // Nothing in the object is relocated against this kernel's types, whose description takes megabytes.
+        let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT).map_err(explain::object)?;
         for name in [names::SOCK_OPS].into_iter().chain(PEER_NAMES).chain(REDIRECTS) {
             match program(&mut ebpf, name)? {
                 Program::CgroupSockAddr(program) => program.load(),

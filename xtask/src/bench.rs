@@ -90,10 +90,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// HAProxy with HTTP/2 on both sides, one thread, each stream to the next server, connections shared as freely as it can.
 fn start_haproxy(node: &Node, client: &Pod, endpoints: &[Pod]) -> Result<Process> {
-    let mut config = format!(
+    let mut config = String::from(
         "global\n nbthread 1\n maxconn 2000\ndefaults\n mode http\n timeout client 60s\n timeout server 60s\n \
          timeout connect 5s\nfrontend grpc\n bind :7000 proto h2\n default_backend endpoints\nbackend endpoints\n \
-         balance roundrobin\n http-reuse always\n"
+         balance roundrobin\n http-reuse always\n",
     );
     for (i, pod) in endpoints.iter().enumerate() {
         writeln!(config, " server s{i} {}:{PORT} proto h2", pod.ip4())?;

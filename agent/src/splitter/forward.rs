@@ -138,7 +138,35 @@ impl Splitter {
             && let Some(reason) = pair.client.then_reset
         {
             self.end_pair(now, key, Some(reason), None);
+        } else {
+            self.free_endpoint(now, key);
         }
+    }
+
+    /// An endpoint's stream that has ended in both directions is off the endpoint's books: however long the client
+    /// takes to read what we hold, it takes no place there.
+    pub(super) fn free_endpoint(&mut self, now: Instant, key: PairKey) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        let side = &mut pair.endpoint;
+        if !side.is_open() || !side.is_closed() {
+            return;
+        }
+        let c = side.conn;
+        self.conns[c].forget(side);
+        side.id = 0;
+        side.unpaid = 0;
+        pair.picked = None;
+        self.place_freed(now, c);
+    }
+
+    /// A stream left this endpoint connection.
+    fn place_freed(&mut self, now: Instant, c: u32) {
+        let conn = &mut self.conns[c];
+        if conn.streams.is_empty() {
+            conn.idle_since = Some(now);
+        }
+        self.admit(now, c);
+        self.close_if_unused(now, c);
     }
 
     fn enqueue(&mut self, key: PairKey, to: Face) {
@@ -270,13 +298,8 @@ impl Splitter {
         conn.forget(client);
         conn.remember(client.id, client.we_reset);
         if endpoint.is_open() {
-            let conn = &mut self.conns[endpoint.conn];
-            conn.forget(endpoint);
-            if conn.streams.is_empty() {
-                conn.idle_since = Some(now);
-            }
-            self.admit(now, endpoint.conn);
-            self.close_if_unused(now, endpoint.conn);
+            self.conns[endpoint.conn].forget(endpoint);
+            self.place_freed(now, endpoint.conn);
         }
         self.close_if_unused(now, client.conn);
     }

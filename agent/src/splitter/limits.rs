@@ -17,6 +17,8 @@ pub struct Limits {
     pub output_high: usize,
     /// A connection whose peer leaves this much output unread is not read from until it takes some.
     pub output_stop: usize,
+    /// A client that leaves more than this unread when yet another response's head comes for it is given up.
+    pub output_limit: usize,
     /// Streams a client may have open on one connection (SETTINGS_MAX_CONCURRENT_STREAMS).
     pub client_streams: u32,
     /// Largest header list, as RFC 9113 §6.5.2 counts (SETTINGS_MAX_HEADER_LIST_SIZE); larger: RESOURCE_EXHAUSTED.
@@ -70,6 +72,7 @@ impl Default for Limits {
             pod_budget: 8 * 1024 * 1024,
             output_high: 64 * 1024,
             output_stop: 256 * 1024,
+            output_limit: 4 * 1024 * 1024,
             client_streams: 10_000,
             header_list: 64 * 1024,
             header_fields: 1_000,
@@ -107,11 +110,15 @@ impl Limits {
                 self.connection_window, self.stream_window
             ));
         }
-        if self.output_high < 2 * DEFAULT_MAX_FRAME || self.output_stop <= self.output_high {
+        if self.output_high < 2 * DEFAULT_MAX_FRAME
+            || self.output_stop <= self.output_high
+            || self.output_limit <= self.output_stop
+        {
             return Err(format!(
-                "output bounds {} and {} must rise, the first from {} on",
+                "output bounds {}, {} and {} must rise, the first from {} on",
                 self.output_high,
                 self.output_stop,
+                self.output_limit,
                 2 * DEFAULT_MAX_FRAME
             ));
         }

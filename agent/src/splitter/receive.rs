@@ -7,7 +7,7 @@ use super::conn::{Block, Drain, Role, State};
 use super::flood::Cheap;
 use super::frame::{self, DEFAULT_MAX_FRAME, HEAD_LEN, Head, MAX_WINDOW, Reason, be_u32, flag, kind, setting};
 use super::hpack::ListLimits;
-use super::pair::{Face, Phase};
+use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
 /// A connection error: what GOAWAY is to say.
@@ -238,6 +238,9 @@ impl Splitter {
         }
         side.recv_ended = end_stream;
         self.forward(now, key, face.other(), body, end_stream);
+        if end_stream {
+            self.free_endpoint(now, key);
+        }
         Ok(())
     }
 
@@ -417,13 +420,7 @@ impl Splitter {
     }
 
     /// A stream error (RFC 9113 §5.4.2) by the peer of connection `c`.
-    pub(super) fn stream_error(
-        &mut self,
-        now: Instant,
-        c: u32,
-        key: super::PairKey,
-        reason: Reason,
-    ) -> Result<(), Fatal> {
+    pub(super) fn stream_error(&mut self, now: Instant, c: u32, key: PairKey, reason: Reason) -> Result<(), Fatal> {
         match self.conns[c].face() {
             Face::Client => {
                 self.conns[c].flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;

@@ -21,6 +21,12 @@ impl Splitter {
             return Ok(());
         };
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        let client = pair.client.conn;
+        if self.conns[client].backlog() > self.limits.output_limit {
+            // No window holds header blocks back (RFC 9113 §5.2): only the end of a client that takes none bounds them.
+            self.fail_conn(now, client, Reason::ENHANCE_YOUR_CALM, "responses are not taken");
+            return Ok(());
+        }
         if pair.endpoint.recv_ended {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
@@ -76,6 +82,7 @@ impl Splitter {
             self.side(key, Face::Client).end = Ending::Trailers(fields);
         }
         self.push(now, key, Face::Client);
+        self.free_endpoint(now, key);
         Ok(())
     }
 

@@ -184,6 +184,18 @@ fn a_request_too_large_for_replay_is_refused_by_goaway() {
 }
 
 #[test]
+fn an_answered_request_leaves_its_room_for_replays_to_others() {
+    let mut s = Script::with(Limits { replay_pod: 10, ..Limits::default() }, 1);
+    let (mut client, server) = s.call();
+    s.send(&client, data(1, MORE, b"0123456789"));
+    s.send(&server, headers(1, MORE, OK));
+    assert_eq!(client.got(), [heard(1, MORE, OK)]);
+    s.send(&client, [headers(3, MORE, CALL), data(3, END, b"abcdefghij")].concat());
+    s.send(&server, goaway(1, NO_ERROR));
+    assert_eq!(s.server().got(), [heard(1, MORE, CALL), bytes(1, END, b"abcdefghij")]);
+}
+
+#[test]
 fn a_refused_stream_goes_to_another_endpoint_and_never_back() {
     in_all_chunks(2, |mut s| {
         let client = s.client();
@@ -242,15 +254,39 @@ fn at_an_endpoint_s_stream_limit_another_connection_is_opened() {
 fn a_request_waits_for_no_stream_that_lasts_while_another_connection_has_room() {
     let mut s = Script::with(Limits { connections_per_endpoint: 2, ..Limits::default() }, 1);
     let mut client = s.client();
-    s.send(&client, (0..6).flat_map(|n| headers(1 + 2 * n, END, CALL)).collect::<Vec<u8>>());
+    s.send(&client, [headers(1, END, CALL), headers(3, END, CALL)].concat());
     let (_, mut lasting) = s.server_with(&[(MAX_CONCURRENT_STREAMS, 1)]);
     let (_, quick) = s.server_with(&[(MAX_CONCURRENT_STREAMS, 1)]);
+    // Both are full now, and some of these wait on the first.
+    s.send(&client, (2..6).flat_map(|n| headers(1 + 2 * n, END, CALL)).collect::<Vec<u8>>());
     assert!(s.accept_any().is_none(), "no third connection");
     for n in 0..5 {
         answer(&mut s, &quick, 1 + 2 * n);
     }
     assert_eq!(client.got().len(), 10);
     assert_eq!((lasting.got(), s.open_streams()), (vec![heard(1, END, CALL)], 1));
+}
+
+#[test]
+fn a_client_that_reads_slowly_takes_no_place_at_an_endpoint_that_has_finished() {
+    for end in [headers(1, END, DONE), data(1, END, b"")] {
+        in_all_chunks(1, |mut s| {
+            let (mut client, mut server) = s.call_with(&[(INITIAL_WINDOW_SIZE, 2)], &[(MAX_CONCURRENT_STREAMS, 1)]);
+            s.send(&client, data(1, END, b""));
+            s.send(&server, [headers(1, MORE, OK), data(1, MORE, b"answer"), end.clone()].concat());
+            s.send(&client, headers(3, END, CALL));
+            assert_eq!(server.got(), [bytes(1, END, b""), heard(3, END, CALL)]);
+            assert!(s.accept_any().is_none(), "no second connection");
+            drop(server);
+            s.run();
+            client.grant(1, 100);
+            s.run();
+            let got = client.got();
+            assert_eq!(got[..2], [heard(1, MORE, OK), bytes(1, MORE, b"an")]);
+            assert_eq!(got.iter().filter(|got| matches!(got, Got::Reset { .. })).count(), 0, "{got:?}");
+            assert_eq!(s.open_streams(), 0);
+        });
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! that changes, time that passes. Each peer judges what it reads; when all have hung up nothing may be left.
 //! `SLUICE_SEED=N` plays one case again, `SLUICE_CASES=N` plays more of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_agent::splitter::{Limits, PREFACE};
 
@@ -41,7 +41,7 @@ impl Case {
             replay_pod: *rng.choice(&[1_000, 1 << 20]).unwrap(),
             ..Limits::default()
         };
-        let listed = rng.u8(0..4);
+        let listed = *rng.choice(&[0, 1, 2, 2, 3, 3]).unwrap();
         let chunks = *rng.choice(&[Chunks::Whole, Chunks::Random, Chunks::Random]).unwrap();
         let mut s = Script::seeded(seed, chunks, limits, listed);
         s.world.dials_wait = rng.u8(0..4) == 0;
@@ -115,14 +115,14 @@ impl Case {
             5 if self.rng.u8(0..4) == 0 => self.s.world.pass_time(Duration::from_secs(self.rng.u64(0..400))),
             6 => {
                 let first = self.rng.u8(1..3);
-                self.listed = self.rng.u8(0..4);
+                self.listed = *self.rng.choice(&[0, 1, 2, 2, 3, 3]).unwrap();
                 let endpoints: Vec<u8> = (first..first + self.listed).collect();
                 self.s.list(&endpoints);
             }
-            7 => self.s.refuse(1),
-            8 => drop(self.s.world.accepted.entry(endpoint(1)).or_default()),
+            7 if self.rng.u8(0..3) == 0 => self.s.refuse(1),
+            7 | 8 => drop(self.s.world.accepted.entry(endpoint(1)).or_default()),
             9 => self.s.world.answer_dials(),
-            10 => {
+            10 if self.rng.bool() => {
                 let (rng, peers) = (&mut self.rng, [&mut self.clients, &mut self.servers]);
                 let peers = peers.into_iter().nth(rng.usize(0..2)).unwrap();
                 if !peers.is_empty() {
@@ -314,8 +314,7 @@ fn whatever_the_peers_do_nothing_is_left_when_they_have_gone() {
 
 #[test]
 fn the_same_seed_and_inputs_give_the_same_outputs_byte_for_byte() {
-    let begun = Instant::now();
     for seed in seeds(0..50) {
-        assert_eq!(play(seed), play(seed), "seed {seed}, at other times: {begun:?}");
+        assert_eq!(play(seed), play(seed), "seed {seed}");
     }
 }

@@ -150,6 +150,21 @@ fn a_peer_that_does_not_take_its_answers_is_not_read_until_it_does() {
 }
 
 #[test]
+fn a_client_that_takes_no_response_s_head_is_given_up_before_they_fill_the_memory() {
+    let limits = Limits { output_high: 32_768, output_stop: 40_000, output_limit: 100_000, ..Limits::default() };
+    let (mut s, mut good, mut bad, mut server) = stage(limits);
+    let long = "v".repeat(10_000);
+    let conn = bad.conn.unwrap();
+    for _ in 0..1_000 {
+        s.send(&server, headers(3, MORE, &[(":status", "103"), ("link", &long)]));
+        assert!(s.world.splitter.output(conn).len() < 120_000);
+    }
+    assert_eq!(server.got(), [was_reset(3, CANCEL)]);
+    assert_eq!(s.all(&mut bad).last(), Some(&Got::Closed));
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
 fn a_frame_that_claims_to_be_large_is_refused_by_its_head_alone() {
     let (mut s, mut good, mut bad, server) = stage(Limits::default());
     s.send(&bad, [0xff, 0xff, 0xff, DATA, 0, 0, 0, 0, 1]);
