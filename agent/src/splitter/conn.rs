@@ -65,6 +65,8 @@ pub(super) struct PeerSettings {
     pub(super) initial_window: u32,
     pub(super) max_frame: usize,
     pub(super) max_streams: u32,
+    /// The largest header list it takes, as RFC 9113 §6.5.2 counts.
+    pub(super) max_list: usize,
 }
 
 pub(super) struct Conn {
@@ -130,6 +132,7 @@ impl Conn {
                 max_frame: DEFAULT_MAX_FRAME,
                 // RFC 9113 §6.5.2: unlimited until said otherwise.
                 max_streams: u32::MAX,
+                max_list: usize::MAX,
             },
             send: SendWindow::new(DEFAULT_WINDOW),
             recv: RecvWindow::new(limits.connection_window, DEFAULT_WINDOW),

@@ -340,6 +340,7 @@ impl Splitter {
                     return Err(protocol("SETTINGS_MAX_FRAME_SIZE out of range"));
                 }
                 setting::MAX_FRAME_SIZE => conn.peer.max_frame = value as usize,
+                setting::MAX_HEADER_LIST_SIZE => conn.peer.max_list = value as usize,
                 _ => {}
             }
         }
@@ -381,7 +382,8 @@ impl Splitter {
         }
         // A client's GOAWAY concerns pushed streams, of which there are none; it closes when its streams are done.
         if self.conns[c].face() == Face::Endpoint {
-            self.endpoint_goaway(now, c, be_u32(payload) & 0x7fff_ffff);
+            let (last, reason) = (be_u32(payload) & 0x7fff_ffff, Reason(be_u32(&payload[4..])));
+            self.endpoint_goaway(now, c, last, reason);
         }
         Ok(())
     }

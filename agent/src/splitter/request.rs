@@ -121,11 +121,13 @@ impl Splitter {
         if !section.end_stream || short || message::trailers(&self.list).is_err() {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
-        if section.too_large {
+        side.recv_ended = true;
+        let endpoint = &pair.endpoint;
+        let beyond = endpoint.is_open() && self.list.size() > self.conns[endpoint.conn].peer.max_list;
+        if section.too_large || beyond {
             self.fail(now, key, Status::ResourceExhausted, "request trailers exceed the limit");
             return Ok(());
         }
-        side.recv_ended = true;
         let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
         pair.endpoint.end = Ending::Trailers(fields);
         self.push(now, key, Face::Endpoint);
@@ -237,6 +239,10 @@ impl Splitter {
     fn open(&mut self, now: Instant, key: PairKey, c: u32) {
         let conn = &mut self.conns[c];
         let Some(pair) = self.pairs.get(key) else { return };
+        if pair.request.size() > conn.peer.max_list {
+            // Sent all the same, it could cost the connection, and with it the other streams on it.
+            return self.fail(now, key, Status::ResourceExhausted, "request headers exceed the endpoint's limit");
+        }
         let stream = conn.stream_mark;
         conn.stream_mark += 2;
         conn.idle_since = None;
@@ -357,8 +363,9 @@ impl Splitter {
         }
     }
 
-    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8).
-    pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32) {
+    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error:
+    /// one of these requests may be what it could not bear, and is not to cost the next connection too.
+    pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32, reason: Reason) {
         let conn = &mut self.conns[c];
         let id = conn.id;
         let mut above: Vec<(u32, PairKey)> =
@@ -367,7 +374,7 @@ impl Splitter {
         self.leave_pool(c);
         self.conns[c].retired = true;
         for (_, key) in above {
-            if !self.replay(now, key, Replay::Again) {
+            if reason != Reason::NO_ERROR || !self.replay(now, key, Replay::Again) {
                 // It was not processed (RFC 9113 §8.7); the client may try again as it sees fit.
                 self.end_pair(now, key, Some(Reason::REFUSED_STREAM), None);
             }

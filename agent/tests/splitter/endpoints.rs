@@ -184,6 +184,17 @@ fn a_request_too_large_for_replay_is_refused_by_goaway() {
 }
 
 #[test]
+fn what_made_an_endpoint_give_up_does_not_go_to_the_next_one() {
+    in_all_chunks(2, |mut s| {
+        let (mut client, server) = s.call();
+        s.send(&server, goaway(0, COMPRESSION_ERROR));
+        // It was not processed: whether to try again is the client's choice.
+        assert_eq!(client.got(), [was_reset(1, REFUSED_STREAM)]);
+        assert!(s.accept_any().is_none());
+    });
+}
+
+#[test]
 fn an_answered_request_leaves_its_room_for_replays_to_others() {
     let mut s = Script::with(Limits { replay_pod: 10, ..Limits::default() }, 1);
     let (mut client, server) = s.call();

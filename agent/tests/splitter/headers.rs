@@ -300,6 +300,23 @@ fn request_headers_that_are_too_large_are_resource_exhausted_for_that_stream_alo
 }
 
 #[test]
+fn a_request_beyond_its_endpoint_s_own_limit_is_refused_before_it_can_cost_the_connection() {
+    let mut s = Script::with(Limits::default(), 1);
+    let (mut client, mut server) = s.call_with(&[], &[(MAX_HEADER_LIST_SIZE, 4_000)]);
+    let big = "b".repeat(5_000);
+    s.send(&client, headers(3, END, &and(CALL, &[("big", &big)])));
+    let got = client.got();
+    let [Got::Headers { stream: 3, end: true, fields }] = got.as_slice() else { panic!("{got:?}") };
+    assert_eq!(fields[2], ("grpc-status".into(), "8".into()));
+    // As trailers too; the other stream and later ones go on.
+    s.send(&client, [headers(5, MORE, CALL), headers(5, END, &[("big", &big)])].concat());
+    assert_eq!(server.got(), [heard(3, MORE, CALL), was_reset(3, CANCEL)]);
+    assert!(matches!(client.got().as_slice(), [Got::Headers { stream: 5, end: true, .. }]));
+    s.send(&server, [headers(1, MORE, OK), headers(1, END, DONE)].concat());
+    assert_eq!(client.got(), [heard(1, MORE, OK), heard(1, END, DONE)]);
+}
+
+#[test]
 fn response_headers_that_are_too_large_are_resource_exhausted_for_that_stream_alone() {
     let limits = Limits { header_list: 2_000, ..Limits::default() };
     let long = "v".repeat(2_000);
