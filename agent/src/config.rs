@@ -74,7 +74,7 @@ pub struct Run {
     #[arg(long, env = "SLUICE_GRACE", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub grace: Duration,
 
-    /// What the kernel programs say; from debug on one line for each connect, which is much.
+    /// What the kernel programs say; from debug on one line for each verdict, which is much.
     #[arg(long, env = "SLUICE_BPF_LOG", value_name = "LEVEL", default_value = "off", value_parser = level())]
     pub bpf_log: LevelFilter,
 

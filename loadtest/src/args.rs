@@ -46,8 +46,8 @@ const RUN_EXAMPLES: &str = "\
 rpcs counts the calls that started and ended, failed ones included. Shares are of the calls that an endpoint answered.
 Latency is of the calls that succeeded or ran into their deadline; with --rate it counts from the moment when the call
 was due, so that a stalled target cannot hide its stall. An answer with the wrong number or content of messages is
-counted as DATA_LOSS. Exit code: 0 the load was carried out, 1 it was not or more than --max-failed calls failed,
-2 the command line is wrong.
+counted as DATA_LOSS. Calls that were due and never started, because all streams were taken, are reported.
+Exit code: 0 the load ran to its end, 1 it did not or more than --max-failed calls failed, 2 the command line is wrong.
 
 Examples:
   loadtest run 10.96.0.10:50051 --rpcs 20000 --streams 20

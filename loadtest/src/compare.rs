@@ -12,7 +12,10 @@ use crate::{html, table};
 
 /// The command.
 pub(crate) async fn main(args: CompareArgs) -> anyhow::Result<ExitCode> {
-    check(&args)?;
+    if let Err(error) = check(&args) {
+        eprintln!("error: {error:#}");
+        return Ok(ExitCode::from(2));
+    }
     let mut runs = Vec::new();
     let mut cut_short = None;
     for Named { name, value: target } in &args.runs {

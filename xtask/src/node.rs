@@ -41,7 +41,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// What to run. It finds $SLUICE_SERVICE (host:port; also $SLUICE_SERVICE_HOST, $SLUICE_SERVICE_PORT),
-    /// $SLUICE_SERVICE6 (IPv6), $SLUICE_AGENT_PID and $SLUICE_ADMIN (host:port of the agent's pages), and `loadtest` in $PATH
+    /// $SLUICE_SERVICE6 (IPv6), $SLUICE_MANIFESTS (the folder that the
+    /// agent reads), $SLUICE_AGENT_PID and $SLUICE_ADMIN (host:port of the agent's pages), and `loadtest` in $PATH
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -74,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     };
 
     let command = |pod: &Pod, first: bool| {
-        let launch = client_command(pod, &options.command, &programs, &service, agent.as_ref())?;
+        let launch = client_command(pod, &options.command, &programs, &service, node.source_dir(), agent.as_ref())?;
         launch.stdin(if first { Stdio::inherit() } else { Stdio::null() }).spawn()
     };
     let running: Vec<_> = clients.iter().enumerate().map(|(i, pod)| command(pod, i == 0)).collect::<Result<_>>()?;
@@ -108,6 +109,7 @@ fn client_command(
     command: &[OsString],
     programs: &Path,
     service: &Service,
+    manifests: &Path,
     agent: Option<&Agent>,
 ) -> Result<Launch> {
     let (program, args) = command.split_first().context("no command")?;
@@ -121,7 +123,8 @@ fn client_command(
         .env("SLUICE_SERVICE", address.to_string())
         .env("SLUICE_SERVICE_HOST", address.ip().to_string())
         .env("SLUICE_SERVICE_PORT", address.port().to_string())
-        .env("SLUICE_SERVICE6", service.address6().to_string());
+        .env("SLUICE_SERVICE6", service.address6().to_string())
+        .env("SLUICE_MANIFESTS", manifests);
     if let Some(agent) = agent {
         launch = launch.env("SLUICE_AGENT_PID", agent.pid().to_string());
         launch = launch.env("SLUICE_ADMIN", agent.admin().to_string());
