@@ -48,10 +48,6 @@ impl Pipe {
         self.ended = true;
     }
 
-    pub fn has_ended(&self) -> bool {
-        self.ended
-    }
-
     /// What is to be written next.
     pub fn output(&self) -> &[u8] {
         &self.waiting[self.taken..]

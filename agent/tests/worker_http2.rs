@@ -191,16 +191,20 @@ async fn an_open_connection_follows_the_endpoints() {
     until(&world, |pod| pod.http2_connections == 2).await;
 }
 
+/// A call that has reached the server and waits there for its answer.
+async fn running_call(client: &SendRequest<Bytes>, server: &Server) -> tokio::task::JoinHandle<SocketAddr> {
+    let client = client.clone();
+    let running = tokio::spawn(async move { call(&client).await });
+    server.has_a_call().await;
+    running
+}
+
 #[tokio::test]
 async fn a_stream_on_an_endpoint_that_leaves_finishes() {
     let (slow, other) = (Server::that_waits().await, Server::new().await);
     let (world, pod) = world(&[&slow]).await;
     let (client, _connection) = client(pod).await;
-    let running = tokio::spawn({
-        let client = client.clone();
-        async move { call(&client).await }
-    });
-    slow.has_a_call().await;
+    let running = running_call(&client, &slow).await;
     set_servers(&world, &[&other]).await;
     assert_eq!(call(&client).await, other.addr);
     slow.may_answer.add_permits(1);
@@ -223,11 +227,7 @@ async fn a_draining_worker_lets_streams_finish_and_then_ends_the_connection() {
     let server = Server::that_waits().await;
     let (world, pod) = world(&[&server]).await;
     let (client, connection) = client(pod).await;
-    let running = tokio::spawn({
-        let client = client.clone();
-        async move { call(&client).await }
-    });
-    server.has_a_call().await;
+    let running = running_call(&client, &server).await;
     let mut done = world.handle.drain(Instant::now() + 10 * HANG);
     until(&world, |pod| pod.listeners == 0).await;
     assert!(done.try_recv().is_err(), "a stream is still open");
@@ -257,11 +257,7 @@ async fn a_service_that_leaves_the_table_lets_its_streams_finish_and_takes_no_ne
     let server = Server::that_waits().await;
     let (world, pod) = world(&[&server]).await;
     let (client, connection) = client(pod).await;
-    let running = tokio::spawn({
-        let client = client.clone();
-        async move { call(&client).await }
-    });
-    server.has_a_call().await;
+    let running = running_call(&client, &server).await;
     world.handle.set_table(Default::default()).await.unwrap();
     // The client learns of it by GOAWAY.
     within(async {

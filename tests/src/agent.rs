@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -162,10 +162,6 @@ impl Agent {
     /// Everything it has written so far.
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
-    }
-
-    pub fn log_path(&self) -> &Path {
-        &self.log
     }
 
     /// Sends a signal: `libc::SIGKILL`, `SIGSTOP`, `SIGCONT`, `SIGTERM`.

@@ -178,11 +178,6 @@ impl Node {
     pub fn ip6(&self) -> Ipv6Addr {
         Inner::GATEWAY6
     }
-
-    /// A path for `nsenter --net=PATH` into the node's network namespace while this process lives.
-    pub fn netns_path(&self) -> PathBuf {
-        self.inner.netns.path()
-    }
 }
 
 impl Drop for Node {

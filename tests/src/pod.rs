@@ -167,11 +167,6 @@ impl Pod {
         &self.cgroup
     }
 
-    /// A path for `nsenter --net=PATH` while this process lives.
-    pub fn netns_path(&self) -> PathBuf {
-        self.netns.path()
-    }
-
     /// Writes the pod's object again with an annotation set (`Some`) or taken away.
     pub fn annotate(&mut self, key: &str, value: Option<&str>) -> Result<()> {
         match value {

@@ -183,12 +183,11 @@ impl Service {
 
     /// The pod is being deleted and still serves: not ready, serving, terminating.
     pub fn mark_terminating(&self, pod: &Pod) -> Result<()> {
-        self.mark(pod, false, true)
-    }
-
-    /// The pod's readiness probe fails: not ready, not serving.
-    pub fn mark_unready(&self, pod: &Pod) -> Result<()> {
-        self.mark(pod, false, false)
+        self.change(|state| {
+            for endpoint in state.endpoints.iter_mut().filter(|known| known.uid == pod.uid()) {
+                (endpoint.ready, endpoint.terminating) = (false, true);
+            }
+        })
     }
 
     /// Sets (`Some`) or takes away an annotation.
@@ -204,14 +203,6 @@ impl Service {
     /// Removes the Service now, and says what went wrong.
     pub fn delete(self) -> Result<()> {
         self.remove()
-    }
-
-    fn mark(&self, pod: &Pod, ready: bool, terminating: bool) -> Result<()> {
-        self.change(|state| {
-            for endpoint in state.endpoints.iter_mut().filter(|known| known.uid == pod.uid()) {
-                (endpoint.ready, endpoint.terminating) = (ready, terminating);
-            }
-        })
     }
 
     fn remove(&self) -> Result<()> {

@@ -268,8 +268,11 @@ impl Conn {
     }
 
     /// Takes an ended stream off the books; its unforwarded payload is credited.
-    pub(super) fn forget(&mut self, side: &Side) {
+    pub(super) fn forget(&mut self, now: Instant, side: &Side) {
         self.streams.remove(&side.id);
+        if self.streams.is_empty() {
+            self.idle_since = Some(now);
+        }
         if side.unpaid > 0 {
             self.release(side.unpaid);
         }

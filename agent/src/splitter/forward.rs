@@ -152,7 +152,7 @@ impl Splitter {
             return;
         }
         let c = side.conn;
-        self.conns[c].forget(side);
+        self.conns[c].forget(now, side);
         side.id = 0;
         side.unpaid = 0;
         pair.picked = None;
@@ -161,10 +161,6 @@ impl Splitter {
 
     /// A stream left this endpoint connection.
     fn place_freed(&mut self, now: Instant, c: u32) {
-        let conn = &mut self.conns[c];
-        if conn.streams.is_empty() {
-            conn.idle_since = Some(now);
-        }
         self.admit(now, c);
         self.close_if_unused(now, c);
     }
@@ -295,10 +291,10 @@ impl Splitter {
         let (client, endpoint) = (&pair.client, &pair.endpoint);
         self.held -= (client.recv.held() + endpoint.recv.held()) as usize;
         let conn = &mut self.conns[client.conn];
-        conn.forget(client);
+        conn.forget(now, client);
         conn.remember(client.id, client.we_reset);
         if endpoint.is_open() {
-            self.conns[endpoint.conn].forget(endpoint);
+            self.conns[endpoint.conn].forget(now, endpoint);
             self.place_freed(now, endpoint.conn);
         }
         self.close_if_unused(now, client.conn);

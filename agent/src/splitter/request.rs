@@ -312,11 +312,7 @@ impl Splitter {
         pair.replay = Some(Vec::new());
         if old.is_open() {
             self.stats.streams_replayed += 1;
-            let conn = &mut self.conns[old.conn];
-            conn.streams.remove(&old.id);
-            if conn.streams.is_empty() {
-                conn.idle_since = Some(now);
-            }
+            self.conns[old.conn].forget(now, &old);
         }
         self.dispatch(now, key);
         true
