@@ -40,6 +40,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How far the agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// Not all objects are known yet; nothing is attached.
+    Syncing,
     /// The source is synced, programs are attached and workers run, as always while the loop answers; but not every pod
     /// that was there at the start has been looked at.
     Scanning,
@@ -62,6 +64,8 @@ pub struct PodLine {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub state: State,
+    /// Kinds of objects that are waited for while syncing, by name.
+    pub missing: Vec<&'static str>,
     pub cgroup: PathBuf,
     pub built: Arc<Built>,
     /// Of the source itself; those of its objects are in `built`.
@@ -139,7 +143,7 @@ async fn answer(request: &Request<Incoming>, asks: &Asks) -> Response<Full<Bytes
     };
     match page {
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => ready(snapshot.state),
+        "/readyz" => ready(&snapshot),
         "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics::page(&view(snapshot).await)),
         _ => respond(StatusCode::OK, "application/json", status::page(&view(snapshot).await)),
     }
@@ -165,11 +169,16 @@ async fn view(snapshot: Snapshot) -> View {
     View { snapshot, reports }
 }
 
-fn ready(state: State) -> Response<Full<Bytes>> {
-    match state {
+fn ready(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+    let not = |why: String| text(StatusCode::SERVICE_UNAVAILABLE, why);
+    match snapshot.state {
         State::Ready => text(StatusCode::OK, "ok\n"),
-        State::Scanning => text(StatusCode::SERVICE_UNAVAILABLE, "the node's pods are still being enrolled\n"),
-        State::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining: the agent was told to stop\n"),
+        State::Syncing => {
+            let problems = snapshot.source_problems.iter().map(|problem| format!("{problem}\n")).collect::<String>();
+            not(format!("waiting for all {}\n{problems}", snapshot.missing.join(", ")))
+        }
+        State::Scanning => not("the node's pods are still being enrolled\n".to_owned()),
+        State::Draining => not("draining: the agent was told to stop\n".to_owned()),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -45,22 +46,45 @@ signal exits at once. The agent needs root's capabilities BPF, PERFMON, NET_ADMI
 in a pod hostPID: true.
 
 Examples:
+  sluice-agent run --source kube --node-name node-1
   sluice-agent run --source /etc/sluice/manifests
   sluice-agent run --source ./manifests --cgroup /sys/fs/cgroup/kubepods.slice --workers 2 --log debug
   SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
 
-/// What `sluice-agent run` is told.
+/// Where the agent is, and where it hears of the cluster.
 #[derive(Clone, Debug, Args)]
-pub struct Run {
-    /// Where Services, EndpointSlices, Pods and Namespaces come from: a folder of Kubernetes YAML or JSON, read again
-    /// whenever it changes.
-    #[arg(long, env = "SLUICE_SOURCE", value_name = "DIR", value_parser = source)]
-    pub source: PathBuf,
+pub struct Site {
+    /// Where Services, EndpointSlices, Pods, Namespaces and the Node come from: `kube` for the cluster's API server, or
+    /// a folder of Kubernetes YAML or JSON, read again whenever it changes (`./kube` for one of that name).
+    #[arg(long, env = "SLUICE_SOURCE", value_name = "kube|DIR", value_parser = source)]
+    pub source: SourceSpec,
+
+    /// The name of this node in the cluster; needed with `--source kube`. In a pod: `spec.nodeName` of the downward API.
+    #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME", value_parser = node_name)]
+    pub node_name: Option<Arc<str>>,
+
+    /// How to reach the API server [default: $KUBECONFIG or ~/.kube/config, or else the Pod's ServiceAccount]
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// The cgroup (v2) that holds this node's pods [default: the kubepods group that the agent itself is in, or else
     /// /sys/fs/cgroup/kubepods.slice or /sys/fs/cgroup/kubepods]
     #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+}
+
+/// The value of `--source`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSpec {
+    Kube,
+    Dir(PathBuf),
+}
+
+/// What `sluice-agent run` is told.
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub site: Site,
 
     /// Threads that move bytes, 1 to 256 [default: the number of cores, at most 4]
     #[arg(long, env = "SLUICE_WORKERS", value_name = "N", value_parser = workers)]
@@ -91,16 +115,21 @@ impl Run {
     }
 }
 
-fn source(text: &str) -> Result<PathBuf, String> {
+fn source(text: &str) -> Result<SourceSpec, String> {
     match text {
-        "" => Err("empty; name a folder of Kubernetes YAML".into()),
-        "kube" => {
-            Err("this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a folder \
-                       (./kube for one of that name)"
-                .into())
-        }
-        folder => Ok(folder.into()),
+        "" => Err("empty; give kube, or name a folder of Kubernetes YAML".into()),
+        "kube" => Ok(SourceSpec::Kube),
+        folder => Ok(SourceSpec::Dir(folder.into())),
     }
+}
+
+/// A Node's name goes into a field selector as it is.
+fn node_name(text: &str) -> Result<Arc<str>, String> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    if text.is_empty() || text.len() > 253 || !text.chars().all(valid) {
+        return Err("give the name that `kubectl get nodes` shows".into());
+    }
+    Ok(text.into())
 }
 
 fn workers(text: &str) -> Result<NonZeroUsize, String> {
@@ -173,7 +202,7 @@ mod tests {
     #[test]
     fn defaults_stand_where_nothing_is_said() {
         let run = run(&["--source", "/m"]).unwrap();
-        assert_eq!((run.source, run.cgroup), ("/m".into(), None));
+        assert_eq!((run.site.source, run.site.cgroup), (SourceSpec::Dir("/m".into()), None));
         assert_eq!(run.admin, "127.0.0.1:9966".parse().unwrap());
         assert_eq!(run.grace, Duration::from_secs(30));
         assert_eq!((run.bpf_log, &*run.log), (LevelFilter::OFF, "info"));
@@ -191,7 +220,9 @@ mod tests {
     #[test]
     fn a_bad_value_is_refused_with_flag_and_cure() {
         for (argument, cure) in [
-            ("--source=kube", "name a folder"),
+            ("--source=", "name a folder"),
+            ("--node-name=", "kubectl get nodes"),
+            ("--node-name=a,b", "kubectl get nodes"),
             ("--workers=0", "from 1 to 256"),
             ("--workers=257", "from 1 to 256"),
             ("--admin=9966", "such as 127.0.0.1:9966"),
@@ -209,9 +240,16 @@ mod tests {
     }
 
     #[test]
+    fn the_cluster_is_a_source_and_a_folder_may_have_its_name() {
+        let source = |text: &str| run(&[text]).unwrap().site.source;
+        assert_eq!(source("--source=kube"), SourceSpec::Kube);
+        assert_eq!(source("--source=./kube"), SourceSpec::Dir("./kube".into()));
+    }
+
+    #[test]
     fn a_missing_source_is_named() {
         let mut cli = Cli::command().mut_subcommand("run", |run| run.mut_arg("source", |source| source.env(None)));
         let error = cli.try_get_matches_from_mut(["sluice-agent", "run"]).unwrap_err().to_string();
-        assert!(error.contains("--source <DIR>"), "{error}");
+        assert!(error.contains("--source <kube|DIR>"), "{error}");
     }
 }

@@ -3,13 +3,14 @@
 //! decide; nothing here looks at a byte or an object.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +29,9 @@ mod workers;
 use catalog::Catalog;
 use enrol::Enrolment;
 use workers::Workers;
+
+/// Those who ask for a snapshot.
+type Asked = mpsc::Receiver<oneshot::Sender<Snapshot>>;
 
 /// Where the kernel programs' lines appear in the log.
 const KERNEL_LOG: &str = "sluice::kernel";
@@ -65,18 +69,28 @@ fn raise_open_files() {
 
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
-    let kubepods = pods::find_kubepods(config.cgroup.as_deref())?;
-    let mut source = Source::dir(&config.source)?;
+    let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
+    let mut source = Source::open(&config.site).await?;
     let admin = TcpListener::bind(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
     })?;
     let admin_address = admin.local_addr().unwrap_or(config.admin);
+    let (asks, mut asked) = mpsc::channel(16);
+    tokio::spawn(admin::serve(admin, asks));
 
-    let mut catalog = Catalog::default();
-    catalog.apply(source.next().await);
-
+    // What the kernel lacks shows before anything is waited for.
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
     let mut intercept = Intercept::load(&settings)?;
+    let mut catalog = Catalog::new(config.site.node_name.clone());
+    let synced = sync(&mut source, &mut catalog, &mut asked, &kubepods);
+    tokio::select! {
+        () = synced => {}
+        name = signals.next() => {
+            tracing::info!(signal = name, "ended before the source was synced; nothing was attached");
+            return Ok(());
+        }
+    }
+
     if config.bpf_log != LevelFilter::OFF {
         tokio::spawn(intercept.kernel_log()?);
     }
@@ -99,8 +113,6 @@ async fn serve(config: &Run) -> Result<()> {
     let mut enrolment = Enrolment::new(intercept.pods()?, workers.handles.clone());
     enrolment.opt_out(&catalog.built.opted_out_pods);
     let mut discovery = Discovery::start(&kubepods)?;
-    let (asks, mut asked) = mpsc::channel(16);
-    tokio::spawn(admin::serve(admin, asks));
 
     // Declared last and so dropped first: on every way out the links close before the listeners.
     let mut intercept = intercept;
@@ -128,6 +140,7 @@ async fn serve(config: &Run) -> Result<()> {
             updates = source.next() => if catalog.apply(updates) {
                 publisher.publish(&catalog.built.table).await;
                 enrolment.opt_out(&catalog.built.opted_out_pods);
+                source.report(catalog.built.problems.iter(), &catalog.store);
             },
             change = discovery.next() => match change {
                 // A connection that is redirected no more needs no listener.
@@ -152,19 +165,45 @@ async fn serve(config: &Run) -> Result<()> {
             Some(asker) = asked.recv() => {
                 // Whoever asked may be gone.
                 _ = asker.send(Snapshot {
-                    state,
-                    cgroup: kubepods.clone(),
-                    built: catalog.built.clone(),
-                    source_problems: source.problems().to_vec(),
                     pods: enrolment.lines(&catalog),
                     verdicts: counters.read().unwrap_or_else(|error| {
                         tracing::warn!("the admin pages show no verdicts: {error:#}");
                         Default::default()
                     }),
                     workers: workers.handles.clone(),
+                    ..snapshot(state, &source, &catalog, &kubepods)
                 });
             }
         }
+    }
+}
+
+/// Until all objects are known. Before, a Service would be redirected that a Namespace not read yet opts out.
+async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kubepods: &Path) {
+    while !source.missing().is_empty() {
+        tokio::select! {
+            updates = source.next() => {
+                catalog.apply(updates);
+            }
+            Some(asker) = asked.recv() => {
+                _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods));
+            }
+        }
+    }
+    source.report(catalog.built.problems.iter(), &catalog.store);
+}
+
+/// What is known without workers and kernel.
+fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path) -> Snapshot {
+    Snapshot {
+        state,
+        missing: source.missing(),
+        cgroup: kubepods.to_owned(),
+        built: catalog.built.clone(),
+        source_problems: source.problems().to_vec(),
+        pods: Vec::new(),
+        verdicts: Default::default(),
+        workers: Vec::new(),
     }
 }
 

@@ -1,42 +1,81 @@
-//! Where the objects come from: a folder of manifests (and, in time, the API server). Out: updates for the store, and
-//! what is wrong with the source. It does not look into the objects; the table does.
+//! Where the objects come from: the API server, or a folder of manifests. Out: updates for the store, and what is wrong
+//! with the source. It does not look into the objects; the table does.
 
-use std::path::Path;
+use anyhow::{Context, Result};
 
-use crate::table::{Problem, Update};
+use crate::config::{Site, SourceSpec};
+use crate::table::{Problem, Store, Update};
 
 mod dir;
 mod files;
+pub mod kube;
 pub(crate) mod parse;
 #[cfg(test)]
 mod tests;
 
 pub use dir::Dir;
+use kube::Kube;
 
 /// A source of objects.
 pub enum Source {
+    /// `--source kube`
+    Kube(Box<Kube>),
     /// `--source DIR`
-    Dir(Dir),
+    Dir(Box<Dir>),
 }
 
 impl Source {
-    /// A folder of Kubernetes YAML or JSON. To be called within a tokio runtime; fails where there is no such folder.
-    pub fn dir(path: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Dir::open(path.as_ref()).map(Source::Dir)
+    /// What `--source` names. To be called within a tokio runtime; fails where there is no such folder or no way to an
+    /// API server, but not where that is away.
+    pub async fn open(site: &Site) -> Result<Self> {
+        match &site.source {
+            SourceSpec::Dir(path) => Self::dir(path),
+            SourceSpec::Kube => {
+                let node = site.node_name.as_deref().context(
+                    "--source kube needs --node-name (or SLUICE_NODE_NAME): the node whose pods are served; in a pod, \
+                     take it from the downward API (fieldPath: spec.nodeName)",
+                )?;
+                let client = kube::connect(site.kubeconfig.as_deref()).await?;
+                Ok(Source::Kube(Box::new(Kube::start(client, node))))
+            }
+        }
     }
 
-    /// Waits for changes. The first call returns all objects there are: after it, the source is synced. An empty answer
-    /// means that only [`Source::problems`] has changed. Dropping the future loses nothing.
+    /// A folder of Kubernetes YAML or JSON. To be called within a tokio runtime; fails where there is no such folder.
+    pub fn dir(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        Ok(Source::Dir(Box::new(Dir::open(path.as_ref())?)))
+    }
+
+    /// Waits for changes. An empty answer means that only [`Source::problems`] or [`Source::missing`] has changed.
+    /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Vec<Update> {
         match self {
+            Source::Kube(kube) => kube.next().await,
             Source::Dir(dir) => dir.next().await,
+        }
+    }
+
+    /// The kinds of which not all objects are known yet, by name. None: the source is synced, and stays so.
+    pub fn missing(&self) -> Vec<&'static str> {
+        match self {
+            Source::Kube(kube) => kube.missing().map(|kind| kind.plural()).collect(),
+            Source::Dir(dir) if dir.was_read() => Vec::new(),
+            Source::Dir(_) => vec!["manifests"],
         }
     }
 
     /// What is wrong with the source now; each is logged when it comes and when it goes.
     pub fn problems(&self) -> &[Problem] {
         match self {
+            Source::Kube(kube) => kube.problems(),
             Source::Dir(dir) => dir.problems(),
+        }
+    }
+
+    /// Tells the cluster of the problems of its objects, where there is a cluster.
+    pub fn report<'a>(&self, problems: impl Iterator<Item = &'a Problem>, store: &Store) {
+        if let Source::Kube(kube) = self {
+            kube.report(problems, store);
         }
     }
 }

@@ -15,6 +15,7 @@ pub(super) fn page(view: &View) -> String {
     let page = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": match state {
+            State::Syncing => "syncing",
             State::Scanning => "scanning",
             State::Ready => "ready",
             State::Draining => "draining",

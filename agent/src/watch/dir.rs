@@ -101,6 +101,11 @@ impl Dir {
         }
     }
 
+    /// Whether it was read once.
+    pub fn was_read(&self) -> bool {
+        self.read_at.is_some()
+    }
+
     /// What is wrong with the folder and its files now.
     pub fn problems(&self) -> &[Problem] {
         self.problems.list()

@@ -1,0 +1,36 @@
+//! The way to the API server. In: a kubeconfig, or what a pod is given; out: a client, or an error that names what is
+//! missing and the cure. It asks the API server nothing yet. A token that is rotated in its file is read again by the
+//! client library within a minute.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+/// Longer than the API server is silent on a healthy watch: it sends a bookmark about once a minute. A server that
+/// vanished without closing its connections is noticed after this time.
+const SILENCE: Duration = Duration::from_secs(100);
+/// A server that does not answer the first packet is tried again rather than waited for.
+pub(super) const CONNECT: Duration = Duration::from_secs(3);
+
+/// A client for the cluster: of `kubeconfig` if one is named, else of `$KUBECONFIG` or `~/.kube/config` if there is one,
+/// else of the pod's ServiceAccount.
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let place = || format!("--kubeconfig {}: give a file as `kubectl config view` shows one", path.display());
+            let read = Kubeconfig::read_from(path).with_context(place)?;
+            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.with_context(place)?
+        }
+        None => Config::infer().await.context(
+            "--source kube: found no way to an API server; in a pod, give it a ServiceAccount whose token is mounted, \
+             elsewhere name a kubeconfig with --kubeconfig",
+        )?,
+    };
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).context("--source kube: what is configured for the API server cannot be used")
+}

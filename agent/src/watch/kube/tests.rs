@@ -1,0 +1,224 @@
+//! The source against a small API server: pages, resumed watches, bookmarks, lost history, refusals, absence. What a real
+//! API server does is seen on a real cluster.
+
+use std::time::Duration;
+
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use super::{Kube, PAGE};
+use crate::table::object::{Key, Kind};
+use crate::table::{Store, Update};
+
+mod api;
+
+use api::{Api, parameter};
+
+/// Long enough for a loaded machine; what is waited for comes at once, as a rule.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct World {
+    api: Api,
+    kube: Kube,
+    store: Store,
+}
+
+impl World {
+    async fn new(prepare: impl FnOnce(&Api)) -> Self {
+        let api = Api::start().await;
+        api.put("nodes", "", "n1", json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": "z1" } } }));
+        prepare(&api);
+        let config = Config::new(format!("http://{}", api.address).parse().unwrap());
+        let kube = Kube::start(Client::try_from(config).unwrap(), "n1");
+        Self { api, kube, store: Store::default() }
+    }
+
+    async fn synced(prepare: impl FnOnce(&Api)) -> Self {
+        let mut world = Self::new(prepare).await;
+        world.until(|world| world.kube.missing().next().is_none()).await;
+        world
+    }
+
+    /// Takes updates until this holds; those updates.
+    async fn until(&mut self, mut holds: impl FnMut(&Self) -> bool) -> Vec<Update> {
+        let mut all = Vec::new();
+        let waiting = async {
+            while !holds(self) {
+                let updates = self.kube.next().await;
+                all.extend(updates.iter().cloned());
+                for update in updates {
+                    self.store.apply(update);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it did not come to hold");
+        all
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.store.services.contains_key(&("shop".into(), name.into()))
+    }
+
+    fn put_service(&self, name: &str) {
+        self.api.put("services", "shop", name, service());
+    }
+}
+
+fn service() -> Value {
+    json!({ "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 80 }] } })
+}
+
+#[tokio::test]
+async fn it_is_synced_when_all_pages_of_all_kinds_are_read_and_each_kind_is_told_at_once() {
+    let count = PAGE as usize * 2 + 1;
+    let mut world = World::new(|api| (0..count).for_each(|n| api.put("services", "shop", &format!("s{n}"), service()))).await;
+    assert_eq!(world.kube.missing().count(), Kind::ALL.len());
+    let updates = world.until(|world| world.kube.missing().next().is_none()).await;
+    let sizes = updates.iter().filter_map(|update| match update {
+        Update::Reset { kind: Kind::Service, objects, .. } => Some(objects.len()),
+        _ => None,
+    });
+    assert_eq!(sizes.collect::<Vec<_>>(), [count]);
+    assert_eq!(world.store.services.len(), count);
+    let pages = world.api.take_requests("services");
+    assert_eq!(pages.iter().filter(|it| parameter(it, "limit") == Some("250")).count(), 3, "{pages:?}");
+}
+
+#[tokio::test]
+async fn only_this_nodes_pods_and_its_own_node_are_asked_for() {
+    let world = World::synced(|_| {}).await;
+    assert!(world.api.take_requests("pods").iter().all(|it| it.contains("fieldSelector=spec.nodeName%3Dn1")));
+    assert!(world.api.take_requests("nodes").iter().all(|it| it.contains("fieldSelector=metadata.name%3Dn1")));
+}
+
+#[tokio::test]
+async fn changes_come_as_they_happen() {
+    let mut world = World::synced(|_| {}).await;
+    world.put_service("cart");
+    world.until(|world| world.has("cart")).await;
+    world.api.delete("services", "shop", "cart");
+    world.until(|world| !world.has("cart")).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_breaks_goes_on_from_the_last_bookmark_without_a_list() {
+    let mut world = World::synced(|_| {}).await;
+    world.put_service("cart");
+    world.until(|world| world.has("cart")).await;
+    world.api.bookmark("services");
+    let marked = world.api.version();
+    // One more object shows that the bookmark was read: events come in order.
+    world.put_service("mark");
+    world.until(|world| world.has("mark")).await;
+    world.api.take_requests("services");
+
+    world.api.go_away().await;
+    world.api.come_back().await;
+    world.put_service("later");
+    world.until(|world| world.has("later")).await;
+    let requests = world.api.take_requests("services");
+    assert!(requests.iter().all(|it| parameter(it, "watch").is_some()), "no list: {requests:?}");
+    let from: u64 = parameter(&requests[0], "resourceVersion").unwrap().parse().unwrap();
+    assert!(from > marked, "from {from}, marked {marked}");
+}
+
+#[tokio::test]
+async fn history_that_is_lost_makes_one_list_and_what_went_meanwhile_is_gone() {
+    let mut world = World::synced(|api| {
+        api.put("services", "shop", "stays", service());
+        api.put("services", "shop", "goes", service());
+    })
+    .await;
+    world.api.go_away().await;
+    world.api.delete("services", "shop", "goes");
+    world.api.compact();
+    world.api.take_requests("services");
+    world.api.come_back().await;
+    let updates = world.until(|world| !world.has("goes")).await;
+    assert!(world.has("stays"));
+    let of_services = |it: &&Update| !matches!(it, Update::Reset { kind, .. } if *kind != Kind::Service);
+    assert_eq!(updates.iter().filter(of_services).count(), 1, "one re-list, told once: {updates:?}");
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_is_a_problem_that_goes_by_itself_and_nothing_is_forgotten() {
+    let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
+    world.api.go_away().await;
+    world.until(|world| world.kube.problems().len() == Kind::ALL.len()).await;
+    let problem = world.kube.problems()[0].to_string();
+    assert!(problem.contains("refused") && problem.contains("the last known objects serve on"), "{problem}");
+    assert!(world.has("cart"));
+    world.api.come_back().await;
+    world.put_service("later");
+    world.until(|world| world.has("later")).await;
+    // Of the kinds of which there is no news, too.
+    world.until(|world| world.kube.problems().is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowed() {
+    let mut world = World::new(|api| api.forbid("endpointslices", true)).await;
+    world.until(|world| !world.kube.problems().is_empty()).await;
+    let problem = world.kube.problems()[0].to_string();
+    assert!(problem.contains("endpointslices is forbidden") && problem.contains("list and watch endpointslices"), "{problem}");
+    assert!(world.kube.missing().any(|kind| kind == Kind::EndpointSlice));
+    world.api.forbid("endpointslices", false);
+    world.until(|world| world.kube.problems().is_empty() && world.kube.missing().next().is_none()).await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_costs_only_itself_and_what_was_known_of_it_stays() {
+    let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
+    world.api.put("services", "shop", "cart", json!({ "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 0 }] } }));
+    world.put_service("other");
+    world.until(|world| world.has("other")).await;
+    let problem = world.kube.problems()[0].to_string();
+    assert!(problem.starts_with("Service shop/cart: spec.ports[0].port:"), "{problem}");
+    assert!(world.has("cart"));
+
+    // A list does not forget it either.
+    world.api.go_away().await;
+    world.api.compact();
+    world.api.come_back().await;
+    world.put_service("third");
+    world.until(|world| world.has("third")).await;
+    assert!(world.has("cart"));
+
+    world.api.put("services", "shop", "cart", service());
+    world.until(|world| world.kube.problems().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_problem_of_an_object_is_one_event_however_many_agents_post_it() {
+    let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
+    let key = Key { kind: Kind::Service, namespace: "shop".into(), name: "cart".into() };
+    let problem = crate::table::Problem {
+        place: crate::table::Place::Object(key),
+        field: "metadata.annotations[sluice.dev/redirect]".to_owned(),
+        message: "\"maybe\" is unreadable, the default applies".to_owned(),
+        cure: "write \"true\"".to_owned(),
+    };
+    let config = Config::new(format!("http://{}", world.api.address).parse().unwrap());
+    let second = Kube::start(Client::try_from(config).unwrap(), "n2");
+    for kube in [&world.kube, &second] {
+        kube.report(std::iter::once(&problem), &world.store);
+    }
+    // A second problem comes after the first in each agent's turn.
+    let later = crate::table::Problem { message: "later".to_owned(), ..problem.clone() };
+    for kube in [&world.kube, &second] {
+        kube.report([&problem, &later].into_iter(), &world.store);
+    }
+    tokio::time::timeout(PATIENCE, async {
+        while world.api.posted().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    world.put_service("settled");
+    world.until(|world| world.has("settled")).await;
+    let posted = world.api.posted();
+    assert_eq!(posted.len(), 2, "{posted:?}");
+    assert_eq!(posted[0]["regarding"]["uid"], "uid-shop-cart");
+    assert_eq!((&posted[0]["type"], &posted[0]["reason"]), (&json!("Warning"), &json!("UnreadableAnnotation")));
+}
