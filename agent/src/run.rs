@@ -3,6 +3,7 @@
 //! decide; nothing here looks at a byte or an object.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -72,8 +73,8 @@ async fn serve(config: &Run) -> Result<()> {
     })?;
     let admin_address = admin.local_addr().unwrap_or(config.admin);
 
-    let mut catalog = Catalog::default();
-    catalog.apply(source.next().await);
+    let mut catalog = Catalog::new(None);
+    let known = catalog.apply(source.next().await);
 
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
     let mut intercept = Intercept::load(&settings)?;
@@ -92,12 +93,12 @@ async fn serve(config: &Run) -> Result<()> {
             KernelChange::Announce(service, id) => services.insert(service, id),
             KernelChange::Forget(service) => services.remove(service),
         };
-        Publisher::new(move |table| workers::publish(&handles, &table), to_kernel)
+        Publisher::new(move |changes| workers::publish(&handles, &changes), to_kernel)
     };
-    publisher.publish(&catalog.built.table).await;
+    publisher.publish(known.services).await;
 
     let mut enrolment = Enrolment::new(intercept.pods()?, workers.handles.clone());
-    enrolment.opt_out(&catalog.built.opted_out_pods);
+    enrolment.opt_out(&catalog.pods().opted_out);
     let mut discovery = Discovery::start(&kubepods)?;
     let (asks, mut asked) = mpsc::channel(16);
     tokio::spawn(admin::serve(admin, asks));
@@ -125,10 +126,13 @@ async fn serve(config: &Run) -> Result<()> {
             worker = workers.ended() => {
                 bail!("worker {worker} has ended, its connections are lost: the agent ends too, and kube-proxy serves");
             }
-            updates = source.next() => if catalog.apply(updates) {
-                publisher.publish(&catalog.built.table).await;
-                enrolment.opt_out(&catalog.built.opted_out_pods);
-            },
+            updates = source.next() => {
+                let changes = catalog.apply(updates);
+                publisher.publish(changes.services).await;
+                if changes.pods {
+                    enrolment.opt_out(&catalog.pods().opted_out);
+                }
+            }
             change = discovery.next() => match change {
                 // A connection that is redirected no more needs no listener.
                 Ok(Change::Found(_)) if state == State::Draining => {}
@@ -139,7 +143,7 @@ async fn serve(config: &Run) -> Result<()> {
                 Ok(Change::Lost(cookie)) => enrolment.remove(cookie).await,
                 Ok(Change::Scanned) if state == State::Scanning => {
                     state = State::Ready;
-                    let (services, pods) = (catalog.built.table.services.len(), enrolment.pods.len());
+                    let (services, pods) = (catalog.table().services.len(), enrolment.pods.len());
                     tracing::info!(services, pods, workers = workers.handles.len(), admin = %admin_address, "ready");
                 }
                 Ok(Change::Scanned) => {}
@@ -154,7 +158,7 @@ async fn serve(config: &Run) -> Result<()> {
                 _ = asker.send(Snapshot {
                     state,
                     cgroup: kubepods.clone(),
-                    built: catalog.built.clone(),
+                    built: Arc::new(catalog.built()),
                     source_problems: source.problems().to_vec(),
                     pods: enrolment.lines(&catalog),
                     verdicts: counters.read().unwrap_or_else(|error| {

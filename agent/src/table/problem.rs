@@ -1,6 +1,7 @@
 //! What is wrong with a file or an object, in words that name the place and the cure. Problems are kept while they
 //! last, and logged once when they come and once when they go. Nothing here decides what serves meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -75,5 +76,30 @@ impl Problems {
     /// Sorted by place.
     pub fn list(&self) -> &[Problem] {
         &self.lasting
+    }
+}
+
+/// The problems of objects, each with its own.
+#[derive(Debug, Default)]
+pub(super) struct ByObject {
+    lasting: BTreeMap<Key, Problems>,
+}
+
+impl ByObject {
+    /// These are the object's problems now.
+    pub(super) fn replace(&mut self, object: Key, now: Vec<Problem>) {
+        if now.is_empty() && !self.lasting.contains_key(&object) {
+            return;
+        }
+        let of_object = self.lasting.entry(object.clone()).or_default();
+        of_object.replace(now);
+        if of_object.list().is_empty() {
+            self.lasting.remove(&object);
+        }
+    }
+
+    /// Ordered by place.
+    pub(super) fn list(&self) -> impl Iterator<Item = &Problem> {
+        self.lasting.values().flat_map(Problems::list)
     }
 }
