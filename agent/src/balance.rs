@@ -4,10 +4,13 @@
 //! dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`).
 
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
 
 use crate::addr::EndpointAddr;
 use crate::table::{Policy, Service};
@@ -113,26 +116,30 @@ impl ServiceLoad {
     }
 
     /// Takes over the endpoints as the table now lists them. Those that stay (same address, same identity) keep their
-    /// load; those that leave are no longer current.
-    pub fn update(&self, service: Arc<Service>) {
+    /// load; those that leave are no longer current. Whether somebody holds one that leaves: its connections are to
+    /// take no new stream.
+    pub fn update(&self, service: Arc<Service>) -> bool {
         let mut state = self.state.borrow_mut();
         let before = std::mem::take(&mut state.endpoints);
+        let mut before: FxHashMap<_, _> = before.into_iter().map(|known| (known.addr, known)).collect();
         for listed in service.endpoints.iter() {
-            let known = before.iter().find(|known| known.addr == listed.addr && known.identity == listed.identity);
-            state.endpoints.push(known.cloned().unwrap_or_else(|| {
-                Rc::new(EndpointLoad {
+            let endpoint = match before.entry(listed.addr) {
+                Entry::Occupied(known) if known.get().identity == listed.identity => known.remove(),
+                Entry::Occupied(_) | Entry::Vacant(_) => Rc::new(EndpointLoad {
                     addr: listed.addr,
                     identity: Arc::clone(&listed.identity),
                     open: Cell::new(0),
                     current: Cell::new(true),
                     back_off_until: Cell::new(None),
-                })
-            }));
-        }
-        for gone in before {
-            gone.current.set(state.endpoints.iter().any(|listed| Rc::ptr_eq(listed, &gone)));
+                }),
+            };
+            state.endpoints.push(endpoint);
         }
         state.service = service;
+        before.into_values().fold(false, |held, gone| {
+            gone.current.set(false);
+            held | (Rc::strong_count(&gone) > 1)
+        })
     }
 
     /// Whether there is an endpoint besides `current` and those in `tried`.
@@ -175,7 +182,7 @@ impl ServiceLoad {
 mod tests {
     use super::*;
     use crate::addr::ServiceAddr;
-    use crate::table::{Endpoint, ServicePortName};
+    use crate::table::{Endpoint, Reach, ServicePortName};
 
     fn service(policy: Policy, endpoints: &[(&str, &str)]) -> Arc<Service> {
         let endpoints = endpoints
@@ -191,6 +198,8 @@ mod tests {
             name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
             policy,
             endpoints,
+            reach: Reach::All,
+            usable: 0,
         })
     }
 

@@ -176,6 +176,8 @@ mod tests {
                 name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
                 policy: Policy::RoundRobin,
                 endpoints: endpoints.into(),
+                reach: crate::table::Reach::All,
+                usable: 3,
             }),
             rng,
         );

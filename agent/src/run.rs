@@ -4,6 +4,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -19,14 +20,13 @@ use crate::config::Run;
 use crate::intercept::{Intercept, Settings};
 use crate::pods::{self, Change, Discovery};
 use crate::publish::{KernelChange, Publisher};
+use crate::table::{self, Catalog};
 use crate::watch::Source;
 
-mod catalog;
 mod enrol;
 mod preflight;
 mod workers;
 
-use catalog::Catalog;
 use enrol::Enrolment;
 use workers::Workers;
 
@@ -82,14 +82,13 @@ async fn serve(config: &Run) -> Result<()> {
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
     let mut intercept = Intercept::load(&settings)?;
     let mut catalog = Catalog::new(config.site.node_name.clone());
-    let synced = sync(&mut source, &mut catalog, &mut asked, &kubepods);
-    tokio::select! {
-        () = synced => {}
+    let known = tokio::select! {
+        changes = sync(&mut source, &mut catalog, &mut asked, &kubepods) => changes,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before the source was synced; nothing was attached");
             return Ok(());
         }
-    }
+    };
 
     if config.bpf_log != LevelFilter::OFF {
         tokio::spawn(intercept.kernel_log()?);
@@ -106,12 +105,12 @@ async fn serve(config: &Run) -> Result<()> {
             KernelChange::Announce(service, id) => services.insert(service, id),
             KernelChange::Forget(service) => services.remove(service),
         };
-        Publisher::new(move |table| workers::publish(&handles, &table), to_kernel)
+        Publisher::new(move |changes| workers::publish(&handles, &changes), to_kernel)
     };
-    publisher.publish(&catalog.built.table).await;
+    publisher.publish(known).await;
 
     let mut enrolment = Enrolment::new(intercept.pods()?, workers.handles.clone());
-    enrolment.opt_out(&catalog.built.opted_out_pods);
+    enrolment.leave_alone(catalog.pods());
     let mut discovery = Discovery::start(&kubepods)?;
 
     // Declared last and so dropped first: on every way out the links close before the listeners.
@@ -137,22 +136,25 @@ async fn serve(config: &Run) -> Result<()> {
             worker = workers.ended() => {
                 bail!("worker {worker} has ended, its connections are lost: the agent ends too, and kube-proxy serves");
             }
-            updates = source.next() => if catalog.apply(updates) {
-                publisher.publish(&catalog.built.table).await;
-                enrolment.opt_out(&catalog.built.opted_out_pods);
-                source.report(catalog.built.problems.iter(), &catalog.store);
-            },
+            updates = source.next() => {
+                let changes = catalog.apply(updates);
+                publisher.publish(changes.services).await;
+                if changes.pods {
+                    enrolment.leave_alone(catalog.pods());
+                }
+                source.report(&catalog);
+            }
             change = discovery.next() => match change {
                 // A connection that is redirected no more needs no listener.
                 Ok(Change::Found(_)) if state == State::Draining => {}
                 Ok(Change::Found(pod)) => {
-                    let name = catalog.pod_name(&pod.uid);
+                    let name = enrol::name(catalog.pods(), &pod.uid);
                     enrolment.add(pod, name).await;
                 }
                 Ok(Change::Lost(cookie)) => enrolment.remove(cookie).await,
                 Ok(Change::Scanned) if state == State::Scanning => {
                     state = State::Ready;
-                    let (services, pods) = (catalog.built.table.services.len(), enrolment.pods.len());
+                    let (services, pods) = (catalog.table().services.len(), enrolment.pods.len());
                     tracing::info!(services, pods, workers = workers.handles.len(), admin = %admin_address, "ready");
                 }
                 Ok(Change::Scanned) => {}
@@ -165,7 +167,7 @@ async fn serve(config: &Run) -> Result<()> {
             Some(asker) = asked.recv() => {
                 // Whoever asked may be gone.
                 _ = asker.send(Snapshot {
-                    pods: enrolment.lines(&catalog),
+                    pods: enrolment.lines(catalog.pods()),
                     verdicts: counters.read().unwrap_or_else(|error| {
                         tracing::warn!("the admin pages show no verdicts: {error:#}");
                         Default::default()
@@ -179,18 +181,18 @@ async fn serve(config: &Run) -> Result<()> {
 }
 
 /// Until all objects are known. Before, a Service would be redirected that a Namespace not read yet opts out.
-async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kubepods: &Path) {
+async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kubepods: &Path) -> Vec<table::Change> {
+    let mut known = Vec::new();
     while !source.missing().is_empty() {
         tokio::select! {
-            updates = source.next() => {
-                catalog.apply(updates);
-            }
+            updates = source.next() => known.extend(catalog.apply(updates).services),
             Some(asker) = asked.recv() => {
                 _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods));
             }
         }
     }
-    source.report(catalog.built.problems.iter(), &catalog.store);
+    source.report(catalog);
+    known
 }
 
 /// What is known without workers and kernel.
@@ -199,7 +201,7 @@ fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path) -
         state,
         missing: source.missing(),
         cgroup: kubepods.to_owned(),
-        built: catalog.built.clone(),
+        built: Arc::new(catalog.built()),
         source_problems: source.problems().to_vec(),
         pods: Vec::new(),
         verdicts: Default::default(),

@@ -9,19 +9,22 @@ use crate::addr::{EndpointAddr, ServiceAddr};
 
 pub mod object;
 
-mod build;
+mod catalog;
 mod endpoints;
+mod part;
+mod pods;
 mod problem;
 mod select;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use build::{Built, Ids, build};
+pub use catalog::{Built, Catalog, Change, Changes};
 pub use endpoints::misplaced;
+pub use pods::Pods;
 pub use problem::{Place, Problem, Problems};
 pub use select::{LeftAlone, Reason};
-pub use store::{Name, Store, Update};
+pub use store::{Changed, Name, Store, Update};
 
 /// How an endpoint is chosen for a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,32 @@ impl fmt::Display for ServicePortName {
     }
 }
 
+/// Which of a Service port's usable endpoints are used from this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// All of them, wherever they are.
+    #[default]
+    All,
+    /// Those with a hint for this node's zone.
+    SameZone,
+    /// Those with a hint for this node.
+    SameNode,
+    /// internalTrafficPolicy Local: those that run on this node.
+    Local,
+}
+
+impl Reach {
+    /// As Kubernetes calls it, or `all`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reach::All => "all",
+            Reach::SameZone => "PreferSameZone",
+            Reach::SameNode => "PreferSameNode",
+            Reach::Local => "Local",
+        }
+    }
+}
+
 /// One selected Service port in one address family: a dual-stack Service with two ports is four of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -68,6 +97,10 @@ pub struct Service {
     pub policy: Policy,
     /// Where new streams go. Empty: the Service is left to kube-proxy, and streams on open connections are refused.
     pub endpoints: Arc<[Endpoint]>,
+    /// Why it is these endpoints and no others.
+    pub reach: Reach,
+    /// How many endpoints there were if `reach` was `All`.
+    pub usable: u32,
 }
 
 /// All selected Service ports.

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 
 use crate::config::{Site, SourceSpec};
-use crate::table::{Problem, Store, Update};
+use crate::table::{Catalog, Problem, Update};
 
 mod dir;
 mod files;
@@ -72,10 +72,10 @@ impl Source {
         }
     }
 
-    /// Tells the cluster of the problems of its objects, where there is a cluster.
-    pub fn report<'a>(&self, problems: impl Iterator<Item = &'a Problem>, store: &Store) {
+    /// Tells the cluster what is wrong with its objects, where there is a cluster.
+    pub fn report(&self, catalog: &Catalog) {
         if let Source::Kube(kube) = self {
-            kube.report(problems, store);
+            kube.report(catalog);
         }
     }
 }

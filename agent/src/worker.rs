@@ -12,6 +12,7 @@ mod event_loop;
 mod http2;
 mod relay;
 mod report;
+mod services;
 mod socket;
 mod timers;
 
@@ -28,7 +29,7 @@ use tokio::sync::oneshot;
 use crate::addr::{NetnsCookie, OriginalDst};
 use crate::detect::Patience;
 use crate::splitter::Limits;
-use crate::table::Table;
+use crate::table::Change;
 
 pub use report::{EndpointReport, PodReport, Report, ServiceReport};
 
@@ -45,8 +46,8 @@ pub type Ack = oneshot::Sender<()>;
 /// What a worker is told. Commands are carried out in the order in which they were sent.
 #[derive(Debug)]
 pub enum Command {
-    /// All Services as they are now. Answered when every new stream follows it.
-    Table(Arc<Table>, Ack),
+    /// Services that are new, differ from before, or are gone; the others stay. Answered when every new stream follows it.
+    Services(Arc<[Change]>, Ack),
     /// Takes over a pod. Answered when its listeners are served. For a namespace that the worker already has, the
     /// listeners are replaced (the old ones are served for another second, until the kernel knows the new ones) and the
     /// connections go on.
@@ -117,9 +118,9 @@ impl WorkerHandle {
         }
     }
 
-    /// See [`Command::Table`].
-    pub fn set_table(&self, table: Arc<Table>) -> Answer<()> {
-        self.ask(|ack| Command::Table(table, ack))
+    /// See [`Command::Services`].
+    pub fn change_services(&self, changes: Arc<[Change]>) -> Answer<()> {
+        self.ask(|ack| Command::Services(changes, ack))
     }
 
     /// See [`Command::AddPod`].

@@ -298,7 +298,7 @@ fn a_service_that_is_not_ours_any_more_is_dialled_as_the_pod_would_have() {
 fn a_service_that_leaves_the_table_keeps_its_opaque_connections() {
     let (world, backend) = (World::new(), Backend::new());
     let (mut client, mut server) = relayed(&world, &backend);
-    wait(world.handle.set_table(Default::default()));
+    wait(world.handle.change_services(gone()));
     send(&mut client, b"still");
     assert_eq!(receive(&mut server, 5), b"still");
     assert!(wait(world.handle.report()).services.is_empty());
@@ -338,7 +338,7 @@ fn a_thousand_connections_are_served_at_once() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         use tokio::net::{TcpListener, TcpStream};
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        world.handle.set_table(table(&[listener.local_addr().unwrap()])).await.unwrap();
+        world.handle.change_services(listed(&[listener.local_addr().unwrap()])).await.unwrap();
         let echo = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 tokio::spawn(async move {

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 #[path = "worker/support.rs"]
 mod support;
 
-use support::{HANG, World, nobody, noise, service_addr, table};
+use support::{HANG, World, gone, listed, nobody, noise, service_addr};
 
 /// A server that answers each call with its own address once it may, and `/echo` with the request's body.
 struct Server {
@@ -162,7 +162,7 @@ async fn world(servers: &[&Server]) -> (World, SocketAddr) {
 
 async fn set_servers(world: &World, servers: &[&Server]) {
     let addrs: Vec<_> = servers.iter().map(|server| server.addr).collect();
-    world.handle.set_table(table(&addrs)).await.unwrap();
+    world.handle.change_services(listed(&addrs)).await.unwrap();
 }
 
 #[tokio::test]
@@ -216,7 +216,7 @@ async fn an_endpoint_that_cannot_be_dialled_costs_no_call() {
     let alive = Server::new().await;
     let (dead, _held) = nobody();
     let world = World::new();
-    world.handle.set_table(table(&[dead, alive.addr])).await.unwrap();
+    world.handle.change_services(listed(&[dead, alive.addr])).await.unwrap();
     let (client, _connection) = client(world.pod()).await;
     assert_eq!(calls(&client, 20).await, BTreeMap::from([(alive.addr, 20)]));
     assert!(report(&world).await.dials_failed >= 1);
@@ -258,7 +258,7 @@ async fn a_service_that_leaves_the_table_lets_its_streams_finish_and_takes_no_ne
     let (world, pod) = world(&[&server]).await;
     let (client, connection) = client(pod).await;
     let running = running_call(&client, &server).await;
-    world.handle.set_table(Default::default()).await.unwrap();
+    world.handle.change_services(gone()).await.unwrap();
     // The client learns of it by GOAWAY.
     within(async {
         while client.clone().ready().await.is_ok() {

@@ -44,6 +44,8 @@ fn one_service(service: &Service) -> Value {
             Policy::RoundRobin => "round-robin",
             Policy::LeastRequest => "least-request",
         },
+        "reach": service.reach.name(),
+        "usable_endpoints": service.usable,
         "endpoints": endpoints.collect::<Value>(),
     })
 }

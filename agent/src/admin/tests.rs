@@ -7,10 +7,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::table::{Ids, LeftAlone, Place, Reason, ServicePortName, Store, build};
+use crate::addr::{EndpointAddr, ServiceAddr};
+use crate::table::{Endpoint, LeftAlone, Place, Policy, Reach, Reason, Service, ServicePortName};
 
 fn snapshot(state: State) -> Snapshot {
-    let mut built = build(&Store::default(), &mut Ids::default());
+    let mut built = Built::default();
     let name = ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "http".into() };
     built.left_alone.push(LeftAlone { name, addr: None, reason: Reason::Headless });
     let place = Place::File { file: "a.yaml".into(), line: 3, column: 1 };
@@ -18,8 +19,22 @@ fn snapshot(state: State) -> Snapshot {
         Problem { place, field: "kind".into(), message: "\"Svc\" is unknown".into(), cure: "write Service".into() };
     let entry = PodEntry { port4: NonZeroU16::new(4000), port6: None, worker: 0, opted_out: true };
     let pod = PodLine { cookie: NetnsCookie(77), uid: PodUid::new("u-1"), name: "shop/we\"b".into(), entry };
+    let name = ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "grpc".into() };
+    let addr = ServiceAddr::new("10.96.0.10:50051".parse().unwrap());
+    let endpoint = Endpoint { addr: EndpointAddr::new("10.1.0.1:8080".parse().unwrap()), identity: "u-2".into() };
+    let service = Service {
+        id: 1,
+        addr,
+        name,
+        policy: Policy::RoundRobin,
+        endpoints: [endpoint].into(),
+        reach: Reach::SameZone,
+        usable: 3,
+    };
+    built.table.services.insert(addr, Arc::new(service));
     Snapshot {
         state,
+        missing: vec!["services", "pods"],
         cgroup: "/sys/fs/cgroup/kubepods".into(),
         built: Arc::new(built),
         source_problems: vec![problem],
@@ -38,6 +53,9 @@ fn the_status_tells_what_is_left_alone_and_why_and_what_is_wrong() {
     assert!(page["left_alone"][0]["reason"].as_str().unwrap().contains("headless"));
     assert_eq!(page["problems"][0]["place"], "a.yaml:3:1");
     assert_eq!(page["problems"][0]["cure"], "write Service");
+    let service = &page["services"][0];
+    assert_eq!(service["endpoints"][0]["address"], "10.1.0.1:8080");
+    assert_eq!((&service["reach"], &service["usable_endpoints"]), (&"PreferSameZone".into(), &3.into()));
     let pod = &page["pods"][0];
     assert_eq!((&pod["uid"], &pod["netns_cookie"], &pod["port4"]), (&"u-1".into(), &77.into(), &4000.into()));
     assert_eq!((&pod["port6"], &pod["opted_out"], &pod["traffic"]), (&Value::Null, &true.into(), &Value::Null));
@@ -117,11 +135,20 @@ async fn get(state: Option<State>, request: &str) -> String {
 
 #[tokio::test]
 async fn only_a_ready_agent_is_ready_and_a_draining_one_lives() {
-    for (state, readyz) in [(State::Ready, "200"), (State::Scanning, "503"), (State::Draining, "503")] {
+    for (state, readyz) in
+        [(State::Ready, "200"), (State::Syncing, "503"), (State::Scanning, "503"), (State::Draining, "503")]
+    {
         let answer = get(Some(state), "GET /readyz").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {readyz} ")), "{state:?}: {answer}");
         assert!(get(Some(state), "GET /livez").await.starts_with("HTTP/1.1 200 "));
     }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_synced_says_what_it_waits_for_and_why() {
+    let answer = get(Some(State::Syncing), "GET /readyz").await;
+    assert!(answer.contains("waiting for all services, pods\n"), "{answer}");
+    assert!(answer.contains("(cure: "), "{answer}");
 }
 
 #[tokio::test]

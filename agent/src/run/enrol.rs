@@ -4,11 +4,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::catalog::Catalog;
 use crate::addr::NetnsCookie;
 use crate::admin::PodLine;
 use crate::intercept::{PodEntry, PodMap};
-use crate::pods::{EnrolledPods, FoundPod};
+use crate::pods::{EnrolledPods, FoundPod, PodUid};
+use crate::table::Pods;
 use crate::worker::{Pod, WorkerHandle};
 
 pub(super) struct Enrolment {
@@ -61,9 +61,10 @@ impl Enrolment {
         tracing::info!(uid = %pod.uid, netns = cookie.0, "pod removed");
     }
 
-    /// These are all UIDs of pods that opted out.
-    pub(super) fn opt_out(&mut self, uids: &HashSet<Arc<str>>) {
-        for (cookie, entry) in self.pods.opt_out(uids) {
+    /// Pods that opted out, and those in the node's own network namespace, are left alone from now on; all others not.
+    pub(super) fn leave_alone(&mut self, pods: &Pods) {
+        let uids: HashSet<Arc<str>> = pods.opted_out.union(&pods.host_network).cloned().collect();
+        for (cookie, entry) in self.pods.opt_out(&uids) {
             self.change(cookie, entry);
         }
     }
@@ -75,13 +76,18 @@ impl Enrolment {
         }
     }
 
-    pub(super) fn lines(&self, catalog: &Catalog) -> Vec<PodLine> {
+    pub(super) fn lines(&self, pods: &Pods) -> Vec<PodLine> {
         let line = |(cookie, pod): (NetnsCookie, &crate::pods::Enrolled)| PodLine {
             cookie,
             uid: pod.uid.clone(),
-            name: catalog.pod_name(&pod.uid),
+            name: name(pods, &pod.uid),
             entry: pod.entry,
         };
         self.pods.iter().map(line).collect()
     }
+}
+
+/// `namespace/name`, or the UID of a pod that the source does not know.
+pub(super) fn name(pods: &Pods, uid: &PodUid) -> Arc<str> {
+    pods.name(uid.as_str()).cloned().unwrap_or_else(|| uid.as_str().into())
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::intercept::{Heartbeat, Intercept};
-use crate::table::Table;
+use crate::table::Change;
 use crate::worker::{self, WorkerHandle};
 
 /// A worker that has not drained this long after the deadline hangs.
@@ -63,9 +63,9 @@ impl Workers {
     }
 }
 
-/// Gives the table to all workers; the future ends when each holds it.
-pub(super) fn publish(workers: &[WorkerHandle], table: &Arc<Table>) -> impl Future<Output = ()> + use<> {
-    let answers: Vec<_> = workers.iter().map(|worker| worker.set_table(Arc::clone(table))).collect();
+/// Gives changed Services to all workers; the future ends when each holds them.
+pub(super) fn publish(workers: &[WorkerHandle], changes: &Arc<[Change]>) -> impl Future<Output = ()> + use<> {
+    let answers: Vec<_> = workers.iter().map(|worker| worker.change_services(Arc::clone(changes))).collect();
     async move {
         for answer in answers {
             // An error: the worker has ended, which ends the agent.

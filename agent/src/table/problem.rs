@@ -1,13 +1,14 @@
 //! What is wrong with a file or an object, in words that name the place and the cure. Problems are kept while they
 //! last, and logged once when they come and once when they go. Nothing here decides what serves meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::object::Key;
+use super::object::{Key, Kind};
 
 /// Something a person has to put right; sluice serves on meanwhile.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
     pub place: Place,
     /// The path of the field or annotation, such as `spec.ports[0].port`; empty where it is the whole.
@@ -17,12 +18,14 @@ pub struct Problem {
 }
 
 /// Where a problem is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
     /// Line and column count from 1; 0 where the problem is of the whole file, or of the whole line.
     File { file: Arc<str>, line: u64, column: u64 },
     /// An object that may come from anywhere.
     Object(Key),
+    /// All objects of a kind at the API server.
+    Api(Kind),
 }
 
 impl fmt::Display for Place {
@@ -33,6 +36,7 @@ impl fmt::Display for Place {
             Place::File { file, line, column: 0 } => write!(f, "{file}:{line}"),
             Place::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Place::Object(key) => key.fmt(f),
+            Place::Api(kind) => write!(f, "API server, {}", kind.plural()),
         }
     }
 }
@@ -75,5 +79,30 @@ impl Problems {
     /// Sorted by place.
     pub fn list(&self) -> &[Problem] {
         &self.lasting
+    }
+}
+
+/// The problems of objects, each with its own.
+#[derive(Debug, Default)]
+pub(super) struct ByObject {
+    lasting: BTreeMap<Key, Problems>,
+}
+
+impl ByObject {
+    /// These are the object's problems now.
+    pub(super) fn replace(&mut self, object: Key, now: Vec<Problem>) {
+        if now.is_empty() && !self.lasting.contains_key(&object) {
+            return;
+        }
+        let of_object = self.lasting.entry(object.clone()).or_default();
+        of_object.replace(now);
+        if of_object.list().is_empty() {
+            self.lasting.remove(&object);
+        }
+    }
+
+    /// Ordered by place.
+    pub(super) fn list(&self) -> impl Iterator<Item = &Problem> {
+        self.lasting.values().flat_map(Problems::list)
     }
 }

@@ -4,8 +4,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::endpoints::Here;
 use super::object::{
-    Annotations, InternalTrafficPolicy, Key, LOAD_BALANCER, Object, Protocol, REDIRECT, Service, ServicePort,
+    Annotations, InternalTrafficPolicy, Key, LOAD_BALANCER, Object, Pod, Protocol, REDIRECT, Service, ServicePort,
     ServiceType, SessionAffinity,
 };
 use super::problem::{Place, Problem};
@@ -29,7 +30,10 @@ pub enum Reason {
     /// UDP or SCTP.
     NotTcp(Protocol),
     SessionAffinity,
-    InternalTrafficLocal,
+    /// internalTrafficPolicy Local, while sluice does not know which node is its own.
+    OwnNodeUnknown,
+    /// internalTrafficPolicy Local, and no usable endpoint runs on this node.
+    NoLocalEndpoints,
     /// No slice of the ClusterIP's family has a usable endpoint for the port.
     NoEndpoints,
     /// Another Service, earlier by name, has the same ClusterIP and port.
@@ -49,7 +53,12 @@ impl fmt::Display for Reason {
             Reason::NotTcp(Protocol::Sctp) => f.write_str("SCTP"),
             Reason::NotTcp(Protocol::Udp | Protocol::Tcp) => f.write_str("UDP"),
             Reason::SessionAffinity => f.write_str("sessionAffinity ClientIP binds a client to one endpoint"),
-            Reason::InternalTrafficLocal => f.write_str("internalTrafficPolicy Local is left to kube-proxy"),
+            Reason::OwnNodeUnknown => {
+                f.write_str("internalTrafficPolicy Local, and it is not known on which node sluice runs")
+            }
+            Reason::NoLocalEndpoints => {
+                f.write_str("internalTrafficPolicy Local, and no usable endpoint runs on this node")
+            }
             Reason::NoEndpoints => f.write_str("no usable endpoints"),
             Reason::AddressTaken(by) => write!(f, "the same ClusterIP and port belong to {by}"),
         }
@@ -75,7 +84,12 @@ impl Reason {
             }
             Reason::NotTcp(_) => "none: gRPC runs over TCP",
             Reason::SessionAffinity => "set sessionAffinity: None",
-            Reason::InternalTrafficLocal => "set internalTrafficPolicy: Cluster",
+            Reason::OwnNodeUnknown => {
+                "give sluice-agent its node's name: --node-name, or SLUICE_NODE_NAME from the field spec.nodeName"
+            }
+            Reason::NoLocalEndpoints => {
+                "none is needed where no client runs on this node; else run an endpoint on it, or set internalTrafficPolicy: Cluster"
+            }
             Reason::NoEndpoints => {
                 "see why no Pod of the Service is ready; in a folder of manifests, see that an EndpointSlice has the label kubernetes.io/service-name and a port of the same name"
             }
@@ -149,7 +163,7 @@ impl Word {
     }
 
     /// None: the port is selected and nothing speaks against it but, perhaps, the lack of addresses or endpoints.
-    pub(super) fn against(&self, service: &Service, port: &ServicePort) -> Option<Reason> {
+    pub(super) fn against(&self, service: &Service, port: &ServicePort, here: &Here) -> Option<Reason> {
         let spec = &service.spec;
         let selected = match &self.redirect {
             Some(Redirect::Nothing) if self.by_service => return Some(Reason::OptedOutByService),
@@ -166,7 +180,9 @@ impl Word {
             _ if spec.headless() => Some(Reason::Headless),
             (_, Protocol::Udp | Protocol::Sctp) => Some(Reason::NotTcp(port.protocol)),
             _ if spec.session_affinity == SessionAffinity::ClientIP => Some(Reason::SessionAffinity),
-            _ if spec.internal_traffic_policy == InternalTrafficPolicy::Local => Some(Reason::InternalTrafficLocal),
+            _ if spec.internal_traffic_policy == InternalTrafficPolicy::Local && here.node.is_none() => {
+                Some(Reason::OwnNodeUnknown)
+            }
             _ if spec.cluster_ips().next().is_none() => Some(Reason::NoClusterIp),
             _ => None,
         }
@@ -202,35 +218,31 @@ pub(super) fn policy(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Pol
     }
 }
 
-/// The UID of a Pod whose own connections are to be left alone.
-pub(super) fn opted_out_pod(object: &Object, problems: &mut Vec<Problem>) -> Option<Arc<str>> {
-    match object.metadata().annotations.redirect.as_deref().map(str::trim) {
-        None | Some("true") => None,
-        Some("false") => {
-            let uid = object.metadata().uid.clone();
-            if uid.is_none() {
-                problems.push(Problem {
-                    place: place(object),
-                    field: "metadata.uid".to_owned(),
-                    message: format!("{REDIRECT} is \"false\", but a Pod is recognised by its UID and this has none"),
-                    cure: "write metadata.uid as `kubectl get pod -o yaml` shows it".to_owned(),
-                });
-            }
-            uid
-        }
-        Some(other) => {
-            problems.push(unreadable(place(object), REDIRECT, other, REDIRECT_ON_POD));
-            None
-        }
-    }
+/// Whether a Pod's own connections are to be left alone.
+pub(super) fn opts_out(pod: &Pod) -> bool {
+    pod.metadata.annotations.redirect.as_deref().map(str::trim) == Some("false")
 }
 
-/// The Namespace's word, reported once for all its Services.
-pub(super) fn check_namespace(object: &Object, problems: &mut Vec<Problem>) {
-    if let Some(value) = object.metadata().annotations.redirect.as_deref()
-        && Redirect::read(value).is_none()
-    {
-        problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_SERVICE));
+/// What is wrong with an object's annotations, where that is no Service: a Service's are read with it.
+pub(super) fn check(object: &Object, problems: &mut Vec<Problem>) {
+    let written = object.metadata().annotations.redirect.as_deref();
+    match (object, written) {
+        (Object::Namespace(_), Some(value)) if Redirect::read(value).is_none() => {
+            problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_SERVICE));
+        }
+        (Object::Pod(pod), Some(_)) if opts_out(pod) && pod.metadata.uid.is_none() => problems.push(Problem {
+            place: place(object),
+            field: "metadata.uid".to_owned(),
+            message: format!("{REDIRECT} is \"false\", but a Pod is recognised by its UID and this has none"),
+            cure: "write metadata.uid as `kubectl get pod -o yaml` shows it".to_owned(),
+        }),
+        (Object::Pod(_), Some(value)) if !matches!(value.trim(), "true" | "false") => {
+            problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_POD));
+        }
+        _ => {}
+    }
+    if matches!(object, Object::Namespace(_) | Object::Pod(_)) {
+        check_keys(object, problems);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::object::{EndpointSlice, Key, Kind, Namespace, Object, Pod, Service};
+use super::object::{EndpointSlice, Key, Kind, Namespace, Node, Object, Pod, Service};
 
 /// What a source tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,18 @@ pub enum Update {
     Apply(Object),
     /// The object is gone. With a UID: only if it is still that one.
     Delete { key: Key, uid: Option<Arc<str>> },
-    /// These are all objects of the kind, whatever was there before: a re-list after a gap.
-    Reset { kind: Kind, objects: Vec<Object> },
+    /// These are all objects of the kind, whatever was there before: a re-list after a gap. Those that are there but
+    /// cannot be read as they are now stay as they were.
+    Reset { kind: Kind, objects: Vec<Object>, unreadable: Vec<Key> },
+}
+
+/// An object that differs from before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// None: it is new.
+    pub old: Option<Object>,
+    /// None: it is gone.
+    pub new: Option<Object>,
 }
 
 /// Namespace and name, or an empty namespace and the name.
@@ -27,68 +37,71 @@ pub struct Store {
     pub slices: BTreeMap<Name, Arc<EndpointSlice>>,
     pub pods: BTreeMap<Name, Arc<Pod>>,
     pub namespaces: BTreeMap<Name, Arc<Namespace>>,
+    pub nodes: BTreeMap<Name, Arc<Node>>,
 }
 
 impl Store {
-    /// Takes in one update and tells whether anything differs from before.
-    pub fn apply(&mut self, update: Update) -> bool {
+    /// Takes in one update and tells what differs from before.
+    pub fn apply(&mut self, update: Update) -> Vec<Changed> {
         match update {
-            Update::Apply(object) => self.put(object),
+            Update::Apply(object) => self.put(object).into_iter().collect(),
             Update::Delete { key, uid } => {
-                let ours = self.uid(&key);
+                let ours = self.get(&key).and_then(|it| it.metadata().uid.clone());
                 if uid.is_some() && ours.is_some() && uid != ours {
-                    return false;
+                    return Vec::new();
                 }
-                self.remove(&key)
+                self.remove(&key).into_iter().collect()
             }
-            Update::Reset { kind, objects } => {
-                let keep: HashSet<Key> = objects.iter().map(Object::key).collect();
-                let mut changed = false;
-                for key in self.keys(kind).into_iter().filter(|key| !keep.contains(key)) {
-                    changed |= self.remove(&key);
-                }
-                for object in objects {
-                    changed |= self.put(object);
-                }
+            Update::Reset { kind, objects, unreadable } => {
+                let keep: HashSet<Key> = objects.iter().map(Object::key).chain(unreadable).collect();
+                let gone = self.keys(kind).into_iter().filter(|key| !keep.contains(key));
+                let mut changed: Vec<Changed> = gone.filter_map(|key| self.remove(&key)).collect();
+                changed.extend(objects.into_iter().filter_map(|object| self.put(object)));
                 changed
             }
         }
     }
 
-    fn put(&mut self, object: Object) -> bool {
-        fn insert<T: PartialEq>(map: &mut BTreeMap<Name, Arc<T>>, name: Name, new: Arc<T>) -> bool {
-            let changed = map.get(&name).is_none_or(|old| *old != new);
-            map.insert(name, new);
-            changed
+    /// The object of this kind and name.
+    pub fn get(&self, key: &Key) -> Option<Object> {
+        let name = (key.namespace.clone(), key.name.clone());
+        match key.kind {
+            Kind::Service => self.services.get(&name).cloned().map(Object::Service),
+            Kind::EndpointSlice => self.slices.get(&name).cloned().map(Object::EndpointSlice),
+            Kind::Pod => self.pods.get(&name).cloned().map(Object::Pod),
+            Kind::Namespace => self.namespaces.get(&name).cloned().map(Object::Namespace),
+            Kind::Node => self.nodes.get(&name).cloned().map(Object::Node),
         }
-        let key = object.key();
+    }
+
+    /// None: it is as it was.
+    fn put(&mut self, new: Object) -> Option<Changed> {
+        let key = new.key();
+        let old = self.get(&key);
+        if old.as_ref() == Some(&new) {
+            return None;
+        }
         let name = (key.namespace, key.name);
-        match object {
-            Object::Service(it) => insert(&mut self.services, name, it),
-            Object::EndpointSlice(it) => insert(&mut self.slices, name, it),
-            Object::Pod(it) => insert(&mut self.pods, name, it),
-            Object::Namespace(it) => insert(&mut self.namespaces, name, it),
+        match new.clone() {
+            Object::Service(it) => drop(self.services.insert(name, it)),
+            Object::EndpointSlice(it) => drop(self.slices.insert(name, it)),
+            Object::Pod(it) => drop(self.pods.insert(name, it)),
+            Object::Namespace(it) => drop(self.namespaces.insert(name, it)),
+            Object::Node(it) => drop(self.nodes.insert(name, it)),
         }
+        Some(Changed { old, new: Some(new) })
     }
 
-    fn remove(&mut self, key: &Key) -> bool {
+    fn remove(&mut self, key: &Key) -> Option<Changed> {
         let name = (key.namespace.clone(), key.name.clone());
-        match key.kind {
-            Kind::Service => self.services.remove(&name).is_some(),
-            Kind::EndpointSlice => self.slices.remove(&name).is_some(),
-            Kind::Pod => self.pods.remove(&name).is_some(),
-            Kind::Namespace => self.namespaces.remove(&name).is_some(),
-        }
-    }
-
-    fn uid(&self, key: &Key) -> Option<Arc<str>> {
-        let name = (key.namespace.clone(), key.name.clone());
-        match key.kind {
-            Kind::Service => self.services.get(&name).and_then(|it| it.metadata.uid.clone()),
-            Kind::EndpointSlice => self.slices.get(&name).and_then(|it| it.metadata.uid.clone()),
-            Kind::Pod => self.pods.get(&name).and_then(|it| it.metadata.uid.clone()),
-            Kind::Namespace => self.namespaces.get(&name).and_then(|it| it.metadata.uid.clone()),
-        }
+        let old = match key.kind {
+            Kind::Service => self.services.remove(&name).map(Object::Service),
+            Kind::EndpointSlice => self.slices.remove(&name).map(Object::EndpointSlice),
+            Kind::Pod => self.pods.remove(&name).map(Object::Pod),
+            Kind::Namespace => self.namespaces.remove(&name).map(Object::Namespace),
+            Kind::Node => self.nodes.remove(&name).map(Object::Node),
+        };
+        old.map(|old| Changed { old: Some(old), new: None })
     }
 
     fn keys(&self, kind: Kind) -> Vec<Key> {
@@ -98,6 +111,7 @@ impl Store {
             Kind::EndpointSlice => self.slices.keys().map(key).collect(),
             Kind::Pod => self.pods.keys().map(key).collect(),
             Kind::Namespace => self.namespaces.keys().map(key).collect(),
+            Kind::Node => self.nodes.keys().map(key).collect(),
         }
     }
 }

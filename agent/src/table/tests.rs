@@ -12,17 +12,22 @@ fn objects(yaml: &str) -> Vec<Object> {
     parsed.into_iter().map(|it| it.object).collect()
 }
 
-fn store(yaml: &str) -> Store {
-    let mut store = Store::default();
-    objects(yaml).into_iter().for_each(|object| {
-        store.apply(Update::Apply(object));
-    });
-    store
+fn updates(yaml: &str) -> impl Iterator<Item = Update> {
+    objects(yaml).into_iter().map(Update::Apply)
 }
 
 fn built(yaml: &str) -> Built {
-    build(&store(yaml), &mut Ids::default())
+    built_on(None, yaml)
 }
+
+/// As seen from a node.
+fn built_on(node: Option<&str>, yaml: &str) -> Built {
+    let mut catalog = Catalog::new(node.map(Arc::from));
+    catalog.apply(updates(yaml));
+    catalog.built()
+}
+
+mod store;
 
 fn service_addr(text: &str) -> ServiceAddr {
     ServiceAddr::new(text.parse::<SocketAddr>().unwrap())
@@ -157,7 +162,7 @@ fn what_cannot_be_redirected_is_left_alone_with_its_reason() {
         ("type: ExternalName,", GRPC, Reason::ExternalName),
         ("clusterIP: '',", GRPC, Reason::NoClusterIp),
         ("sessionAffinity: ClientIP,", GRPC, Reason::SessionAffinity),
-        ("internalTrafficPolicy: Local,", GRPC, Reason::InternalTrafficLocal),
+        ("internalTrafficPolicy: Local,", GRPC, Reason::OwnNodeUnknown),
         ("", "{name: grpc, port: 1, protocol: UDP}", Reason::NotTcp(object::Protocol::Udp)),
         ("", "{name: grpc, port: 1, protocol: SCTP}", Reason::NotTcp(object::Protocol::Sctp)),
     ];
@@ -231,8 +236,10 @@ apiVersion: v1
 kind: Pod
 metadata: {name: c, namespace: shop, uid: u-c, annotations: {sluice.dev/redirect: grpc}}
 ";
-    let built = built(&format!("{}{pods}", cart("sluice.dev/redirect: 'true'", "", GRPC)));
-    assert_eq!(built.opted_out_pods, ["u-a".into()].into());
+    let mut catalog = Catalog::default();
+    assert!(catalog.apply(updates(&format!("{}{pods}", cart("sluice.dev/redirect: 'true'", "", GRPC)))).pods);
+    assert_eq!(catalog.pods().opted_out, ["u-a".into()].into());
+    let built = catalog.built();
     assert_eq!(built.table.services.len(), 1);
     let said = problems(&built);
     assert!(said.len() == 1 && said[0].starts_with("Pod shop/c: "), "{said:?}");
@@ -370,52 +377,28 @@ fn of_two_services_at_one_address_the_first_by_name_is_served() {
 
 #[test]
 fn an_address_keeps_its_id_and_no_id_is_given_twice() {
-    let mut ids = Ids::default();
-    let id = |built: &Built, port: u16| built.table.services[&service_addr(&format!("10.96.0.10:{port}"))].id;
-    let one = build(&store(&cart("", "", "{name: grpc, port: 1}")), &mut ids);
-    let two = build(&store(&cart("", "", "{name: h2c, port: 2}, {name: grpc, port: 1}")), &mut ids);
-    assert_eq!(id(&one, 1), id(&two, 1));
-    assert_ne!(id(&two, 1), id(&two, 2));
-    let other = build(&store(&cart("", "", "{name: h2c, port: 2}")), &mut ids);
-    assert_eq!(id(&other, 2), id(&two, 2));
-    let again = build(&store(&cart("", "", "{name: grpc, port: 1}")), &mut ids);
-    assert_ne!(id(&again, 1), id(&one, 1));
-    assert_ne!(id(&again, 1), id(&two, 2));
+    let mut catalog = Catalog::default();
+    let mut with = |ports: &str| {
+        catalog.apply(updates(&cart("", "", ports)));
+        let mut ids: Vec<_> = catalog.table().services.values().map(|it| (it.addr.port(), it.id)).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(with("{name: grpc, port: 1}"), [(1, 1)]);
+    assert_eq!(with("{name: h2c, port: 2}, {name: grpc, port: 1}"), [(1, 1), (2, 2)]);
+    assert_eq!(with("{name: h2c, port: 2}"), [(2, 2)]);
+    assert_eq!(with("{name: grpc, port: 1}"), [(1, 3)]);
 }
 
 #[test]
 fn the_order_in_which_objects_arrive_makes_no_difference() {
     let yaml =
         format!("{}{}", cart("", "", GRPC), slices(&[("IPv4", "{addresses: [10.1.0.7]}", "{name: grpc, port: 1}")]));
-    let mut backwards = Store::default();
-    objects(&yaml).into_iter().rev().for_each(|object| {
-        backwards.apply(Update::Apply(object));
-    });
-    assert_eq!(build(&backwards, &mut Ids::default()), built(&yaml));
-}
-
-#[test]
-fn a_reset_replaces_all_objects_of_its_kind_and_no_other() {
-    let mut store = store(&cart("", "", GRPC));
-    let services = objects(&cart("", "", GRPC).replace("name: cart", "name: basket"));
-    let service = services.into_iter().find(|it| it.kind() == Kind::Service).unwrap();
-    assert!(store.apply(Update::Reset { kind: Kind::Service, objects: vec![service.clone()] }));
-    assert!(!store.apply(Update::Reset { kind: Kind::Service, objects: vec![service.clone()] }));
-    assert_eq!(store.services.keys().map(|(_, name)| &**name).collect::<Vec<_>>(), ["basket"]);
-    assert_eq!(store.slices.len(), 1);
-}
-
-#[test]
-fn a_late_deletion_of_an_objects_predecessor_is_ignored() {
-    let pod = |uid: &str| objects(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a, uid: {uid}}}")).remove(0);
-    let mut store = Store::default();
-    assert!(store.apply(Update::Apply(pod("u-1"))));
-    assert!(store.apply(Update::Apply(pod("u-2"))));
-    let key = pod("u-2").key();
-    assert!(!store.apply(Update::Delete { key: key.clone(), uid: Some("u-1".into()) }));
-    assert_eq!(store.pods.len(), 1);
-    assert!(store.apply(Update::Delete { key, uid: Some("u-2".into()) }));
-    assert!(store.pods.is_empty());
+    let mut backwards = Catalog::default();
+    for update in objects(&yaml).into_iter().rev().map(Update::Apply) {
+        backwards.apply([update]);
+    }
+    assert_eq!(backwards.built(), built(&yaml));
 }
 
 #[test]

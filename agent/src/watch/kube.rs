@@ -3,7 +3,6 @@
 //! away, what was last known stays. One task a kind; none blocks another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -11,7 +10,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 
 use crate::table::object::{EndpointSlice, Key, Kind, Namespace, Node, Pod, Service};
-use crate::table::{Problem, Problems, Store, Update};
+use crate::table::{Catalog, Problem, Problems, Update};
 
 mod client;
 mod events;
@@ -91,10 +90,10 @@ impl Kube {
             News::Listed { kind, objects, unreadable } => {
                 self.missing.remove(&kind);
                 self.unreadable.retain(|key, _| key.kind != kind);
-                let keep = unreadable.iter().map(|(key, _)| key.clone()).collect();
+                let keys = unreadable.iter().map(|(key, _)| key.clone()).collect();
                 self.unreadable.extend(unreadable);
                 tracing::debug!(%kind, objects = objects.len(), "listed");
-                Some(Update::Reset { kind, objects, keep })
+                Some(Update::Reset { kind, objects, unreadable: keys })
             }
             News::Applied(object) => {
                 self.unreadable.remove(&object.key());
@@ -124,9 +123,9 @@ impl Kube {
         self.missing.iter().copied()
     }
 
-    /// Posts an Event for each of these problems of objects that is new.
-    pub fn report<'a>(&self, problems: impl Iterator<Item = &'a Problem>, store: &Store) {
-        self.events.report(problems.chain(self.problems()), |key| store.uid(key));
+    /// Posts an Event for each problem of an object that is new.
+    pub fn report(&self, catalog: &Catalog) {
+        self.events.report(catalog.problems().chain(self.problems()), |key| catalog.uid(key));
     }
 
     /// What is wrong at the API server now.

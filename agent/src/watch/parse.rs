@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_path_to_error::Track;
 use serde_saphyr::Options;
 
-use crate::table::object::{EndpointSlice, Kind, Namespace, Object, Pod, Service};
+use crate::table::object::{EndpointSlice, Kind, Namespace, Node, Object, Pod, Service};
 use crate::table::{Place, Problem, misplaced};
 
 /// How deeply a file may be nested. Schemas in CustomResourceDefinitions reach some dozens.
@@ -270,6 +270,7 @@ impl<'de> DeserializeSeed<'de> for OneSeed {
             Kind::EndpointSlice => Object::EndpointSlice(Arc::new(EndpointSlice::deserialize(de)?)),
             Kind::Pod => Object::Pod(Arc::new(Pod::deserialize(de)?)),
             Kind::Namespace => Object::Namespace(Arc::new(Namespace::deserialize(de)?)),
+            Kind::Node => Object::Node(Arc::new(Node::deserialize(de)?)),
         })
     }
 }

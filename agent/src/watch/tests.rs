@@ -52,6 +52,6 @@ fn told(updates: &[Update]) -> Vec<String> {
 fn place(problem: &Problem) -> (Arc<str>, u64, u64) {
     match &problem.place {
         Place::File { file, line, column } => (file.clone(), *line, *column),
-        Place::Object(key) => panic!("not of a file: {key}"),
+        elsewhere @ (Place::Object(_) | Place::Api(_)) => panic!("not of a file: {elsewhere}"),
     }
 }

@@ -86,8 +86,8 @@ impl Worker {
             pod.without_flow += 1;
             return;
         };
-        let service = self.services.get(&original.service()).filter(|load| !load.service().endpoints.is_empty());
-        let pair = match service {
+        let service = self.services.dial(original.service(), &mut self.io.rng);
+        let pair = match &service {
             Some(load) => Pair::to_service(load, self.io.now, self.io.settings.patience),
             None => Pair::to_original(original),
         };

@@ -2,7 +2,6 @@
 //! what takes longer (draining) is looked after at the end of each iteration.
 
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
@@ -14,9 +13,8 @@ use super::event_loop::{PodState, Worker};
 use super::timers::Alarm;
 use super::{Ack, Command, Pod};
 use crate::addr::NetnsCookie;
-use crate::balance::ServiceLoad;
 use crate::splitter::Splitter;
-use crate::table::Table;
+use crate::table::Change;
 
 /// Most commands carried out in one iteration.
 const COMMANDS: usize = 64;
@@ -71,8 +69,8 @@ impl Worker {
     fn carry_out(&mut self, command: Command) {
         // Whoever asked may have stopped listening: that changes nothing.
         match command {
-            Command::Table(table, ack) => {
-                self.set_table(&table);
+            Command::Services(changes, ack) => {
+                self.change_services(&changes);
                 let _ = ack.send(());
             }
             Command::AddPod(pod, ack) => {
@@ -91,30 +89,15 @@ impl Worker {
         }
     }
 
-    fn set_table(&mut self, table: &Table) {
-        let mut vanished = Vec::new();
-        self.services.retain(|addr, load| {
-            // Another Service may have got the address.
-            let stays = table.services.get(addr).is_some_and(|listed| listed.name == load.service().name);
-            if !stays {
-                vanished.push(Rc::clone(load));
-            }
-            stays
-        });
-        for (addr, listed) in &table.services {
-            match self.services.get(addr) {
-                Some(load) if Arc::ptr_eq(&load.service(), listed) => {}
-                Some(load) => load.update(Arc::clone(listed)),
-                None => {
-                    let load = ServiceLoad::new(Arc::clone(listed), &mut self.io.rng);
-                    self.services.insert(*addr, load);
-                }
-            }
+    fn change_services(&mut self, changes: &[Change]) {
+        let concerned = self.services.apply(changes);
+        if !concerned.endpoints && concerned.vanished.is_empty() {
+            return;
         }
         let now = self.io.now;
         self.each_splitter(|splitter| {
             splitter.handle_endpoints_changed(now);
-            for load in &vanished {
+            for load in &concerned.vanished {
                 splitter.drain(now, Some(load), now + VANISHED);
             }
         });

@@ -16,11 +16,11 @@ use super::arena::{Arena, Key, Role, target, token};
 use super::control::Draining;
 use super::http2::Link;
 use super::relay::Pair;
+use super::services::Services;
 use super::socket::Socket;
 use super::timers::{Alarm, Timer, Timers};
 use super::{Command, Flows, Heartbeat, Settings, WAKE};
-use crate::addr::{NetnsCookie, ServiceAddr};
-use crate::balance::ServiceLoad;
+use crate::addr::NetnsCookie;
 use crate::netns::Home;
 use crate::splitter::{Limits, Splitter};
 
@@ -48,7 +48,7 @@ pub(super) struct Worker {
     heartbeat: Heartbeat,
     last_beat: Option<Instant>,
     pub(super) limits: Rc<Limits>,
-    pub(super) services: FxHashMap<ServiceAddr, Rc<ServiceLoad>>,
+    pub(super) services: Services,
     pub(super) pods: Arena<PodState>,
     pub(super) by_cookie: FxHashMap<NetnsCookie, Key>,
     pub(super) draining: Option<Draining>,
@@ -149,7 +149,7 @@ impl Worker {
             heartbeat,
             last_beat: None,
             limits: Rc::new(io.settings.limits.clone()),
-            services: FxHashMap::default(),
+            services: Services::default(),
             pods: Arena::new(),
             by_cookie: FxHashMap::default(),
             draining: None,

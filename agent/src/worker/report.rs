@@ -12,6 +12,7 @@ use crate::table::ServicePortName;
 pub struct Report {
     pub worker: usize,
     pub pods: Vec<PodReport>,
+    /// Those that pods of this worker have dialled.
     pub services: Vec<ServiceReport>,
 }
 
@@ -52,7 +53,7 @@ pub struct EndpointReport {
 
 impl Worker {
     pub(super) fn report(&self) -> Report {
-        let services = self.services.values().map(|load| {
+        let services = self.services.dialled().map(|load| {
             let service = load.service();
             let endpoints = load.endpoints();
             let endpoints =

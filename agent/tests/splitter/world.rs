@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use sluice_agent::addr::{EndpointAddr, ServiceAddr};
 use sluice_agent::balance::ServiceLoad;
 use sluice_agent::splitter::{ConnId, Effect, Limits, Splitter, Stats};
-use sluice_agent::table::{Endpoint, Policy, Service, ServicePortName};
+use sluice_agent::table::{Endpoint, Policy, Reach, Service, ServicePortName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// One direction of a pipe.
@@ -163,6 +163,8 @@ pub fn service(endpoints: &[EndpointAddr]) -> Arc<Service> {
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
         policy: Policy::RoundRobin,
         endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into() }).collect(),
+        reach: Reach::All,
+        usable: endpoints.len() as u32,
     })
 }
 

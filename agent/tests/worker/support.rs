@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sluice_agent::addr::{EndpointAddr, NetnsCookie, OriginalDst, ServiceAddr};
 use sluice_agent::detect::Patience;
-use sluice_agent::table::{Endpoint, Policy, Service, ServicePortName, Table};
+use sluice_agent::table::{Change, Endpoint, Policy, Reach, Service, ServicePortName};
 use tokio::sync::oneshot::error::TryRecvError;
 
 use sluice_agent::worker::{Answer, Pod, PodReport, Settings, WorkerHandle, spawn};
@@ -58,7 +58,7 @@ impl World {
 
     /// The Service at `service_addr` gets these endpoints.
     pub(crate) fn set_endpoints(&self, endpoints: &[SocketAddr]) {
-        wait(self.handle.set_table(table(endpoints)));
+        wait(self.handle.change_services(listed(endpoints)));
     }
 
     /// A pod whose connections all go to the Service.
@@ -112,8 +112,9 @@ pub(crate) fn pod(cookie: NetnsCookie, listener: TcpListener) -> Pod {
     }
 }
 
-pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<Table> {
-    let endpoints = endpoints
+/// The Service at `service_addr` gets these endpoints.
+pub(crate) fn listed(endpoints: &[SocketAddr]) -> Arc<[Change]> {
+    let endpoints: Arc<[Endpoint]> = endpoints
         .iter()
         .map(|addr| Endpoint { addr: EndpointAddr::new(*addr), identity: addr.to_string().into() })
         .collect();
@@ -122,9 +123,16 @@ pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<Table> {
         addr: service_addr(),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
         policy: Policy::RoundRobin,
+        usable: endpoints.len() as u32,
         endpoints,
+        reach: Reach::All,
     };
-    Arc::new(Table { services: HashMap::from([(service_addr(), Arc::new(service))]) })
+    [Change { addr: service_addr(), service: Some(Arc::new(service)) }].into()
+}
+
+/// The Service at `service_addr` is ours no longer.
+pub(crate) fn gone() -> Arc<[Change]> {
+    [Change { addr: service_addr(), service: None }].into()
 }
 
 /// A command's answer, outside of tokio.

@@ -28,7 +28,11 @@ const REFUSED_STARTS: u32 = 3;
 #[derive(Debug)]
 pub(super) enum News {
     /// All objects of the kind, and those that are there but cannot be read.
-    Listed { kind: Kind, objects: Vec<Object>, unreadable: Vec<(Key, Problem)> },
+    Listed {
+        kind: Kind,
+        objects: Vec<Object>,
+        unreadable: Vec<(Key, Problem)>,
+    },
     Applied(Object),
     /// It has changed, and cannot be read as it is now.
     Unreadable(Key, Problem),
@@ -67,7 +71,8 @@ impl Follower {
         let mut pause = FIRST_PAUSE;
         let mut refused = 0;
         loop {
-            let next = if self.down { tokio::time::timeout(WELL_AFTER, events.next()).await } else { Ok(events.next().await) };
+            let next =
+                if self.down { tokio::time::timeout(WELL_AFTER, events.next()).await } else { Ok(events.next().await) };
             let Ok(next) = next else {
                 // A watch that was taken up again says nothing until something happens.
                 self.up::<T>().await?;
@@ -138,7 +143,10 @@ fn read<T: Watched>(wire: Wire<T>) -> Result<Object, (Key, Problem)> {
             place: Place::Object(key.clone()),
             field,
             message: format!("{message}; what was known of the object before serves on"),
-            cure: format!("correct the field with `kubectl edit`, or use a sluice that knows it ({})", key.kind.api_version()),
+            cure: format!(
+                "correct the field with `kubectl edit`, or use a sluice that knows it ({})",
+                key.kind.api_version()
+            ),
         };
         (key, problem)
     })
@@ -147,7 +155,9 @@ fn read<T: Watched>(wire: Wire<T>) -> Result<Object, (Key, Problem)> {
 /// In words that stay the same while the trouble does.
 fn cannot_follow(kind: Kind, error: &Error) -> Problem {
     let (what, cure) = match error {
-        Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => explain(kind, error),
+        Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
+            explain(kind, error)
+        }
         Error::WatchError(status) => (status.message.clone(), "see the API server's log".to_owned()),
         Error::NoResourceVersion => {
             ("its answer has no resource version".to_owned(), "see what stands between agent and API server".to_owned())
@@ -165,7 +175,10 @@ fn explain(kind: Kind, error: &kube::Error) -> (String, String) {
     match error {
         kube::Error::Api(status) if status.code == 403 => (
             status.message.clone(),
-            format!("allow the agent's ServiceAccount to list and watch {}: apply the ClusterRole of the manifests", kind.plural()),
+            format!(
+                "allow the agent's ServiceAccount to list and watch {}: apply the ClusterRole of the manifests",
+                kind.plural()
+            ),
         ),
         kube::Error::Api(status) if status.code == 401 => (
             "the API server does not accept the agent's token".to_owned(),
@@ -178,7 +191,10 @@ fn explain(kind: Kind, error: &kube::Error) -> (String, String) {
             let mut causes = anyhow::Chain::new(other).map(ToString::to_string);
             // The innermost says what happened, such as "Connection refused"; those around it name layers.
             let cause = causes.next_back().unwrap_or_default();
-            (cause, "see that the API server runs and can be reached from the agent's Pod; the agent tries on".to_owned())
+            (
+                cause,
+                "see that the API server runs and can be reached from the agent's Pod; the agent tries on".to_owned(),
+            )
         }
     }
 }

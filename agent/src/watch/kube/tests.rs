@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Kube, PAGE};
 use crate::table::object::{Key, Kind};
-use crate::table::{Store, Update};
+use crate::table::{Catalog, Update};
 
 mod api;
 
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct World {
     api: Api,
     kube: Kube,
-    store: Store,
+    catalog: Catalog,
 }
 
 impl World {
@@ -30,7 +30,7 @@ impl World {
         prepare(&api);
         let config = Config::new(format!("http://{}", api.address).parse().unwrap());
         let kube = Kube::start(Client::try_from(config).unwrap(), "n1");
-        Self { api, kube, store: Store::default() }
+        Self { api, kube, catalog: Catalog::default() }
     }
 
     async fn synced(prepare: impl FnOnce(&Api)) -> Self {
@@ -46,9 +46,7 @@ impl World {
             while !holds(self) {
                 let updates = self.kube.next().await;
                 all.extend(updates.iter().cloned());
-                for update in updates {
-                    self.store.apply(update);
-                }
+                self.catalog.apply(updates);
             }
         };
         tokio::time::timeout(PATIENCE, waiting).await.expect("it did not come to hold");
@@ -56,7 +54,31 @@ impl World {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.store.services.contains_key(&("shop".into(), name.into()))
+        let key = Key { kind: Kind::Service, namespace: "shop".into(), name: name.into() };
+        self.catalog.uid(&key).is_some()
+    }
+
+    async fn report(&self, second: &Kube) {
+        self.kube.report(&self.catalog);
+        second.report(&self.catalog);
+        // Both have asked, whoever was first.
+        self.wait(|api| api.asked_to_post().is_multiple_of(2) && api.asked_to_post() > 0).await;
+    }
+
+    async fn events(&self, count: usize) -> Vec<Value> {
+        self.wait(|api| api.posted().len() >= count).await;
+        let posted = self.api.posted();
+        assert_eq!(posted.len(), count, "{posted:?}");
+        posted
+    }
+
+    async fn wait(&self, holds: impl Fn(&Api) -> bool) {
+        let waiting = async {
+            while !holds(&self.api) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it did not come to hold");
     }
 
     fn put_service(&self, name: &str) {
@@ -71,7 +93,8 @@ fn service() -> Value {
 #[tokio::test]
 async fn it_is_synced_when_all_pages_of_all_kinds_are_read_and_each_kind_is_told_at_once() {
     let count = PAGE as usize * 2 + 1;
-    let mut world = World::new(|api| (0..count).for_each(|n| api.put("services", "shop", &format!("s{n}"), service()))).await;
+    let mut world =
+        World::new(|api| (0..count).for_each(|n| api.put("services", "shop", &format!("s{n}"), service()))).await;
     assert_eq!(world.kube.missing().count(), Kind::ALL.len());
     let updates = world.until(|world| world.kube.missing().next().is_none()).await;
     let sizes = updates.iter().filter_map(|update| match update {
@@ -79,7 +102,7 @@ async fn it_is_synced_when_all_pages_of_all_kinds_are_read_and_each_kind_is_told
         _ => None,
     });
     assert_eq!(sizes.collect::<Vec<_>>(), [count]);
-    assert_eq!(world.store.services.len(), count);
+    assert!(world.has("s0") && world.has(&format!("s{}", count - 1)));
     let pages = world.api.take_requests("services");
     assert_eq!(pages.iter().filter(|it| parameter(it, "limit") == Some("250")).count(), 3, "{pages:?}");
 }
@@ -160,7 +183,10 @@ async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowe
     let mut world = World::new(|api| api.forbid("endpointslices", true)).await;
     world.until(|world| !world.kube.problems().is_empty()).await;
     let problem = world.kube.problems()[0].to_string();
-    assert!(problem.contains("endpointslices is forbidden") && problem.contains("list and watch endpointslices"), "{problem}");
+    assert!(
+        problem.contains("endpointslices is forbidden") && problem.contains("list and watch endpointslices"),
+        "{problem}"
+    );
     assert!(world.kube.missing().any(|kind| kind == Kind::EndpointSlice));
     world.api.forbid("endpointslices", false);
     world.until(|world| world.kube.problems().is_empty() && world.kube.missing().next().is_none()).await;
@@ -169,7 +195,12 @@ async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowe
 #[tokio::test]
 async fn an_object_that_cannot_be_read_costs_only_itself_and_what_was_known_of_it_stays() {
     let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
-    world.api.put("services", "shop", "cart", json!({ "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 0 }] } }));
+    world.api.put(
+        "services",
+        "shop",
+        "cart",
+        json!({ "spec": { "clusterIP": "10.96.0.10", "ports": [{ "port": 0 }] } }),
+    );
     world.put_service("other");
     world.until(|world| world.has("other")).await;
     let problem = world.kube.problems()[0].to_string();
@@ -189,36 +220,24 @@ async fn an_object_that_cannot_be_read_costs_only_itself_and_what_was_known_of_i
 }
 
 #[tokio::test]
-async fn a_problem_of_an_object_is_one_event_however_many_agents_post_it() {
-    let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
-    let key = Key { kind: Kind::Service, namespace: "shop".into(), name: "cart".into() };
-    let problem = crate::table::Problem {
-        place: crate::table::Place::Object(key),
-        field: "metadata.annotations[sluice.dev/redirect]".to_owned(),
-        message: "\"maybe\" is unreadable, the default applies".to_owned(),
-        cure: "write \"true\"".to_owned(),
+async fn an_unreadable_annotation_is_one_event_however_many_agents_post_it() {
+    let annotated = |value: &str| {
+        let mut object = service();
+        object["metadata"]["annotations"]["sluice.dev/redirect"] = value.into();
+        object
     };
+    let mut world = World::synced(|api| api.put("services", "shop", "cart", annotated("maybe"))).await;
     let config = Config::new(format!("http://{}", world.api.address).parse().unwrap());
     let second = Kube::start(Client::try_from(config).unwrap(), "n2");
-    for kube in [&world.kube, &second] {
-        kube.report(std::iter::once(&problem), &world.store);
-    }
-    // A second problem comes after the first in each agent's turn.
-    let later = crate::table::Problem { message: "later".to_owned(), ..problem.clone() };
-    for kube in [&world.kube, &second] {
-        kube.report([&problem, &later].into_iter(), &world.store);
-    }
-    tokio::time::timeout(PATIENCE, async {
-        while world.api.posted().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap();
-    world.put_service("settled");
-    world.until(|world| world.has("settled")).await;
-    let posted = world.api.posted();
-    assert_eq!(posted.len(), 2, "{posted:?}");
+    world.report(&second).await;
+    let posted = world.events(1).await;
     assert_eq!(posted[0]["regarding"]["uid"], "uid-shop-cart");
     assert_eq!((&posted[0]["type"], &posted[0]["reason"]), (&json!("Warning"), &json!("UnreadableAnnotation")));
+
+    // Each agent posts in order: when the second problem is there, nobody posts the first one any more.
+    world.api.put("services", "shop", "cart", annotated("perhaps"));
+    world.until(|world| world.catalog.problems().any(|it| it.message.contains("perhaps"))).await;
+    world.report(&second).await;
+    let posted = world.events(2).await;
+    assert!(posted[1]["note"].as_str().unwrap().contains("perhaps"), "{posted:?}");
 }

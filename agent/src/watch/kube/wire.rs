@@ -15,7 +15,6 @@ use crate::table::object::{EndpointSlice, Key, Kind, Namespace, Node, Object, Po
 /// A kind that is watched.
 pub(super) trait Watched: DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static {
     const KIND: Kind;
-    const PLURAL: &'static str;
     /// Whether the API server may leave out everything but the metadata.
     const METADATA_ONLY: bool = false;
 
@@ -24,7 +23,6 @@ pub(super) trait Watched: DeserializeOwned + Clone + std::fmt::Debug + Send + Sy
 
 impl Watched for Service {
     const KIND: Kind = Kind::Service;
-    const PLURAL: &'static str = "services";
 
     fn into_object(self) -> Object {
         Object::Service(Arc::new(self))
@@ -33,7 +31,6 @@ impl Watched for Service {
 
 impl Watched for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
-    const PLURAL: &'static str = "endpointslices";
 
     fn into_object(self) -> Object {
         Object::EndpointSlice(Arc::new(self))
@@ -42,7 +39,6 @@ impl Watched for EndpointSlice {
 
 impl Watched for Pod {
     const KIND: Kind = Kind::Pod;
-    const PLURAL: &'static str = "pods";
 
     fn into_object(self) -> Object {
         Object::Pod(Arc::new(self))
@@ -51,7 +47,6 @@ impl Watched for Pod {
 
 impl Watched for Namespace {
     const KIND: Kind = Kind::Namespace;
-    const PLURAL: &'static str = "namespaces";
     const METADATA_ONLY: bool = true;
 
     fn into_object(self) -> Object {
@@ -61,7 +56,6 @@ impl Watched for Namespace {
 
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
-    const PLURAL: &'static str = "nodes";
     const METADATA_ONLY: bool = true;
 
     fn into_object(self) -> Object {
@@ -110,10 +104,13 @@ impl<'de, T: Watched> Deserialize<'de> for Wire<T> {
         if let Some(fields) = metadata.as_object_mut() {
             fields.remove("managedFields");
         }
-        let Meta { name, namespace, uid, resource_version } = Meta::deserialize(&*metadata).map_err(de::Error::custom)?;
+        let Meta { name, namespace, uid, resource_version } =
+            Meta::deserialize(&*metadata).map_err(de::Error::custom)?;
         let meta = ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() };
-        let object = serde_path_to_error::deserialize(value)
-            .map_err(|error: serde_path_to_error::Error<serde_json::Error>| (error.path().to_string(), error.into_inner().to_string()));
+        let object =
+            serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
+                (error.path().to_string(), error.into_inner().to_string())
+            });
         Ok(Self { meta, object })
     }
 }
@@ -135,7 +132,7 @@ impl<T: Watched> Resource for Wire<T> {
     }
 
     fn plural((): &()) -> Cow<'_, str> {
-        T::PLURAL.into()
+        T::KIND.plural().into()
     }
 
     fn metadata_api() -> bool {

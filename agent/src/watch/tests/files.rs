@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::files::{Files, Read};
 use super::{place, shop, told};
-use crate::table::{Ids, Store, Update, build};
+use crate::table::Catalog;
 
 /// The folder's content: names and texts.
 fn folder(files: &[(&str, &str)]) -> BTreeMap<Arc<str>, Read> {
@@ -103,12 +103,9 @@ fn of_one_object_in_two_files_the_serving_one_stays() {
 fn of_one_object_in_two_new_files_the_first_by_name_serves() {
     let (first, second) = (shop("cart", "10.1.0.1"), shop("cart", "10.1.0.2"));
     let mut files = Files::default();
-    let mut store = Store::default();
-    for update in files.update(folder(&[("b.yaml", &second), ("a.yaml", &first)])) {
-        store.apply(update);
-    }
-    let table = build(&store, &mut Ids::default()).table;
-    let service = table.services.values().next().unwrap();
+    let mut catalog = Catalog::default();
+    catalog.apply(files.update(folder(&[("b.yaml", &second), ("a.yaml", &first)])));
+    let service = catalog.table().services.values().next().unwrap();
     assert_eq!(service.endpoints[0].addr.to_string(), "10.1.0.1:8080");
     assert!(files.problems().iter().all(|it| &*place(it).0 == "b.yaml"));
 }
@@ -127,11 +124,8 @@ fn of_one_object_twice_in_a_file_the_first_serves() {
 #[test]
 fn a_file_cut_off_within_a_line_never_loses_what_serves() {
     let text = format!("{}---\n{}", shop("cart", "10.1.0.1"), shop("till", "10.1.0.123"));
-    let mut store = Store::default();
     let mut files = Files::default();
-    files.update(folder(&[("a.yaml", &text)])).into_iter().for_each(|update| {
-        store.apply(update);
-    });
+    files.update(folder(&[("a.yaml", &text)]));
     let within_a_line = |end: &usize| *end == 0 || (!text[..*end].ends_with('\n') && text.as_bytes()[*end] != b'\n');
     for end in (0..text.len()).filter(within_a_line) {
         assert_eq!(files.update(folder(&[("a.yaml", &text[..end])])), [], "{end}: {}", &text[..end]);
@@ -144,15 +138,17 @@ fn a_file_cut_off_within_a_line_never_loses_what_serves() {
 #[test]
 fn any_cut_at_all_leaves_a_state_from_which_the_whole_file_recovers() {
     let text = format!("{}---\n{}", shop("cart", "10.1.0.1"), shop("till", "10.1.0.123"));
-    let mut store = Store::default();
+    let mut catalog = Catalog::default();
     let mut files = Files::default();
     let mut take = |files: &mut Files, text: &str| {
-        files.update(folder(&[("a.yaml", text)])).into_iter().for_each(|update: Update| {
-            store.apply(update);
-        });
-        build(&store, &mut Ids::default())
+        catalog.apply(files.update(folder(&[("a.yaml", text)])));
+        let built = catalog.built();
+        // All but the ids, which are given out once.
+        let services = built.table.services.values().map(|it| (it.addr, (it.name.clone(), it.endpoints.clone())));
+        (services.collect::<BTreeMap<_, _>>(), built.left_alone, built.problems)
     };
     let whole = take(&mut files, &text);
+    assert_eq!((whole.0.len(), whole.1.len()), (1, 1), "both are at one address");
     for end in 0..text.len() {
         take(&mut files, &text[..end]);
         assert_eq!(take(&mut files, &text), whole, "{end}");

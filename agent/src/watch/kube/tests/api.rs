@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use futures_util::{StreamExt, stream};
+use futures_util::stream;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -31,6 +31,7 @@ struct State {
     forbidden: Vec<String>,
     requests: Vec<String>,
     posted: Vec<Value>,
+    asked_to_post: usize,
 }
 
 pub(super) struct Api {
@@ -149,6 +150,11 @@ impl Api {
         taken
     }
 
+    /// How often somebody asked to create something, in vain or not.
+    pub(super) fn asked_to_post(&self) -> usize {
+        self.state.lock().unwrap().asked_to_post
+    }
+
     pub(super) fn posted(&self) -> Vec<Value> {
         self.state.lock().unwrap().posted.clone()
     }
@@ -177,6 +183,7 @@ async fn answer(
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let posted: Value = serde_json::from_slice(&body).unwrap();
         let mut state = state.lock().unwrap();
+        state.asked_to_post += 1;
         let name = |it: &Value| it["metadata"]["name"].clone();
         if state.posted.iter().any(|known| name(known) == name(&posted)) {
             return Ok(refusal(409, "AlreadyExists", "exists"));
@@ -216,7 +223,7 @@ async fn answer(
             }
         }
     });
-    Ok(Response::new(StreamBody::new(events.boxed()).boxed()))
+    Ok(Response::new(BodyExt::boxed(StreamBody::new(events))))
 }
 
 fn list(state: &State, resource: &str, asked: &str) -> Value {

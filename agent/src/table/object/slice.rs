@@ -1,0 +1,165 @@
+//! An EndpointSlice as the API has it. A cluster has a hundred thousand endpoints and each is in memory: an endpoint is
+//! small, and names that many endpoints share are held once.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, Unexpected};
+
+use super::read::{hints, interned_or_empty, null_is_default, optional_interned, optional_port};
+use super::{Metadata, Protocol};
+
+/// Some of a Service's endpoints, all of one address family.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    pub metadata: Metadata,
+    pub address_type: AddressType,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub endpoints: Box<[SliceEndpoint]>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub ports: Box<[SlicePort]>,
+}
+
+/// `addressType` of an EndpointSlice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum AddressType {
+    IPv4,
+    IPv6,
+    #[serde(rename = "FQDN")]
+    Fqdn,
+}
+
+impl AddressType {
+    /// Whether an address may stand in a slice of this type.
+    pub fn admits(self, address: &SliceAddress) -> bool {
+        match (self, address) {
+            (AddressType::IPv4, SliceAddress::Ip(ip)) => ip.is_ipv4(),
+            (AddressType::IPv6, SliceAddress::Ip(ip)) => ip.is_ipv6(),
+            (AddressType::Fqdn, _) => true,
+            (AddressType::IPv4 | AddressType::IPv6, SliceAddress::Name(_)) => false,
+        }
+    }
+
+    /// As it is written in a manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            AddressType::IPv4 => "IPv4",
+            AddressType::IPv6 => "IPv6",
+            AddressType::Fqdn => "FQDN",
+        }
+    }
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceEndpoint {
+    #[serde(deserialize_with = "null_is_default")]
+    pub addresses: Box<[SliceAddress]>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub conditions: Conditions,
+    /// The UID of what stands behind it: a Pod, as a rule. None in slices made by hand.
+    #[serde(default, rename = "targetRef", deserialize_with = "target_uid")]
+    pub target_uid: Option<Arc<str>>,
+    /// Where it runs.
+    #[serde(default, deserialize_with = "optional_interned")]
+    pub node_name: Option<Arc<str>>,
+    /// Who is to use it, by the word of the control plane. None: it says nothing.
+    #[serde(default, deserialize_with = "hints")]
+    pub hints: Option<Arc<Hints>>,
+}
+
+fn target_uid<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Arc<str>>, D::Error> {
+    #[derive(Deserialize)]
+    struct TargetRef {
+        #[serde(default)]
+        uid: Option<Arc<str>>,
+    }
+    Ok(Option::<TargetRef>::deserialize(de)?.and_then(|it| it.uid))
+}
+
+/// `hints` of an endpoint: the zones and Nodes whose clients are to use it. Made of `trafficDistribution`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+/// `conditions` of an endpoint, as written. What an absent one means is said by the methods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Conditions {
+    #[serde(default)]
+    ready: Option<bool>,
+    #[serde(default)]
+    serving: Option<bool>,
+    #[serde(default)]
+    terminating: Option<bool>,
+}
+
+impl Conditions {
+    /// Takes new connections; already true for every endpoint of a Service with `publishNotReadyAddresses`.
+    pub fn ready(self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+
+    /// Is on its way out but still answers: the last resort where nothing is ready.
+    pub fn serving_while_terminating(self) -> bool {
+        self.serving.unwrap_or(true) && self.terminating.unwrap_or(false)
+    }
+}
+
+/// An endpoint's address: an IP address, or a DNS name in slices of type FQDN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SliceAddress {
+    Ip(IpAddr),
+    Name(Arc<str>),
+}
+
+impl fmt::Display for SliceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SliceAddress::Ip(ip) => ip.fmt(f),
+            SliceAddress::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SliceAddress {
+    fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(de)?;
+        match text.parse::<IpAddr>() {
+            Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() => Ok(SliceAddress::Ip(ip.to_canonical())),
+            Err(_) if is_dns_name(&text) => Ok(SliceAddress::Name(text.into())),
+            _ => Err(D::Error::invalid_value(Unexpected::Str(&text), &"an IP address of an endpoint")),
+        }
+    }
+}
+
+/// RFC 1123, and a last label that is not all digits: `10.1.0.300` is a mistyped address, not a name.
+fn is_dns_name(text: &str) -> bool {
+    let label = |it: &str| {
+        !it.is_empty()
+            && it.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !it.starts_with('-')
+            && !it.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.split('.').all(label) && !last.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// One of a slice's ports, where the Service's target port has already become a number.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SlicePort {
+    /// The name of the Service's port, empty where that has none.
+    #[serde(default = "super::read::no_name", deserialize_with = "interned_or_empty")]
+    pub name: Arc<str>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub protocol: Protocol,
+    /// None: "all ports", which no Service port asks for.
+    #[serde(default, deserialize_with = "optional_port")]
+    pub port: Option<NonZeroU16>,
+}
