@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod host;
+mod image;
 mod node;
 mod scene;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     /// A simulated node as a playground
     #[command(subcommand)]
     Node(NodeTask),
+    /// Make a container image, without a container engine
+    Image(image::Options),
     /// Run all tests, or one layer of them
     Test(test::Options),
     /// Rebuild the BPF object from source
@@ -65,6 +68,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
+        Task::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => {
             let check = options.check.then(|| "--check".to_owned());
