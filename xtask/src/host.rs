@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use testbed::find_tool;
 
+/// What makes rustc link a program statically.
+pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
+
 /// A line about what begins now and may take a while.
 pub(crate) fn step(text: &str) {
     eprintln!("xtask: {text}");
@@ -90,7 +93,7 @@ pub(crate) fn static_programs(packages: &[&str]) -> Result<PathBuf> {
     // Named although it is the host's own: the flags then spare build scripts and procedural macros, which are
     // libraries.
     let target_name = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    build(packages, &["--target", &target_name], "-C target-feature=+crt-static")?;
+    build(packages, &["--target", &target_name], STATIC)?;
     Ok(target().join(target_name).join("release"))
 }
 

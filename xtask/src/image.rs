@@ -82,3 +82,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("{}", output.display());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_containerfile_makes_the_same_images() {
+        let read = |file: &str| fs::read_to_string(host::workspace().join(file)).unwrap();
+        let containerfile = read("manifests/Containerfile");
+        let toolchain = read("rust-toolchain.toml");
+        let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
+        assert!(containerfile.contains(&format!("FROM rust:{channel}-")), "not Rust {channel}");
+        assert!(
+            containerfile.contains(&format!("RUSTFLAGS=\"{}\" CARGO_PROFILE_RELEASE_STRIP=debuginfo", host::STATIC))
+        );
+        let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
+        assert_eq!(containerfile.matches(&label).count(), Program::value_variants().len());
+        for program in Program::value_variants() {
+            let entrypoint = format!("ENTRYPOINT [\"/usr/bin/{}\"]", program.package());
+            assert!(containerfile.contains(&entrypoint), "{program:?}");
+        }
+        for member in ["ebpf", "agent", "loadtest", "tests", "xtask"] {
+            assert!(containerfile.contains(&format!("COPY {member} {member}\n")), "{member}");
+        }
+    }
+}
