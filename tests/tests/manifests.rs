@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
+use sluice_agent::config::Cli;
 
 /// The namespace that the files name.
 const NAMESPACE: &str = "sluice-system";
@@ -149,6 +151,31 @@ fn values_for_the_agent_become_its_variables_in_the_check_too() -> Result<()> {
         for container in [&pod["containers"][0], &pod["initContainers"][0]] {
             assert_eq!(variable(container, name), expected, "{value} in {}", container["name"]);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agent_understands_its_container() -> Result<()> {
+    let object = daemon_set(&["--set=workers=2", "--set=cgroup=/sys/fs/cgroup/x"])?;
+    let pod = &object["spec"]["template"]["spec"];
+    let cli = Cli::command();
+    for container in [&pod["containers"][0], &pod["initContainers"][0]] {
+        let task = container["args"][0].as_str().context("no subcommand")?;
+        let mut line = vec!["sluice-agent".to_owned(), task.to_owned()];
+        for variable in container["env"].as_array().context("no variables")? {
+            let name = variable["name"].as_str().context("a variable without a name")?;
+            // Both containers have all of them, and each takes those that it has a flag for.
+            let flag_of = |task| {
+                let mut flags = cli.find_subcommand(task).into_iter().flat_map(clap::Command::get_arguments);
+                flags.find(|flag| flag.get_env().is_some_and(|env| env == name)).and_then(clap::Arg::get_long)
+            };
+            assert!(flag_of("run").is_some(), "no flag of `sluice-agent run` is {name}");
+            let value = variable["value"].as_str().unwrap_or("what the cluster puts in");
+            line.extend(flag_of(task).map(|flag| format!("--{flag}={value}")));
+        }
+        assert!(line.len() > 2, "`sluice-agent {task}` takes none of its variables");
+        Cli::try_parse_from(&line).with_context(|| format!("{line:?}"))?;
     }
     Ok(())
 }
