@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use testbed::find_tool;
 
+/// What makes rustc link a program statically.
+pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
+
 /// A line about what begins now and may take a while.
 pub(crate) fn step(text: &str) {
     eprintln!("xtask: {text}");
@@ -79,18 +82,42 @@ pub(crate) fn programs(built: Option<&Path>, packages: &[&str]) -> Result<PathBu
         }
         return std::path::absolute(folder).with_context(|| format!("cannot find {}", folder.display()));
     }
-    step(&format!("building {} (release; some minutes the first time)", packages.join(" and ")));
+    build(packages, &[], "")?;
+    Ok(target().join("release"))
+}
+
+/// The folder with these packages' programs, built now in release mode for this machine's architecture and linked
+/// statically: they run in an image that holds nothing else. glibc's own resolver would need its libraries at run time,
+/// so such a program must not look up names with it.
+pub(crate) fn static_programs(packages: &[&str]) -> Result<PathBuf> {
+    // Named although it is the host's own: the flags then spare build scripts and procedural macros, which are
+    // libraries.
+    let target_name = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    build(packages, &["--target", &target_name], STATIC)?;
+    Ok(target().join(target_name).join("release"))
+}
+
+/// Builds in release mode, with flags for rustc added to those of the environment.
+fn build(packages: &[&str], args: &[&str], flags: &str) -> Result<()> {
+    let kind = if flags.is_empty() { "" } else { "static, " };
+    step(&format!("building {} ({kind}release; some minutes the first time)", packages.join(" and ")));
     let mut command = cargo();
-    command.args(["build", "--release", "--quiet"]);
+    command.args(["build", "--release", "--quiet"]).args(args);
     for package in packages {
         command.args(["--package", package]);
+    }
+    if !flags.is_empty() {
+        let given = std::env::var("RUSTFLAGS").unwrap_or_default();
+        command.env("RUSTFLAGS", format!("{given} {flags}").trim_start());
+        // Function names stay, for backtraces; the rest would be three quarters of an image.
+        command.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
     }
     // Standard output belongs to the task's own result.
     let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     if !status.success() {
         bail!("cargo build: {status}");
     }
-    Ok(target().join("release"))
+    Ok(())
 }
 
 /// The cargo that runs this task, in the workspace's folder.

@@ -5,6 +5,8 @@ mod bench;
 mod demo;
 mod ebpf;
 mod host;
+mod image;
+mod manifests;
 mod node;
 mod scene;
 mod test;
@@ -31,6 +33,10 @@ enum Task {
     /// A simulated node as a playground
     #[command(subcommand)]
     Node(NodeTask),
+    /// Make a container image, without a container engine
+    Image(image::Options),
+    /// Render what `kubectl apply -k manifests` applies from the Helm chart
+    Manifests(manifests::Options),
     /// Run all tests, or one layer of them
     Test(test::Options),
     /// Rebuild the BPF object from source
@@ -65,6 +71,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
+        Task::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Manifests(options) => manifests::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => {
             let check = options.check.then(|| "--check".to_owned());
