@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
@@ -33,6 +33,10 @@ pub enum Command {
     /// Serve this node: redirect its pods' connections to gRPC Services and spread their streams.
     #[command(after_help = EXAMPLES, next_line_help = true)]
     Run(Run),
+    /// Look at this node before, or when something does not work: each thing that sluice needs is tried, and each line
+    /// that is not ok comes with its cure.
+    #[command(after_help = CHECKS, next_line_help = true)]
+    Check(Check),
     /// Print the version.
     Version,
 }
@@ -49,18 +53,66 @@ Examples:
   sluice-agent run --source ./manifests --cgroup /sys/fs/cgroup/kubepods.slice --workers 2 --log debug
   SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
 
-/// What `sluice-agent run` is told.
+const CHECKS: &str = "\
+Nothing on the node is changed, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
+otherwise.
+
+Examples:
+  sluice-agent check --source kube --node-name $(hostname)
+  sluice-agent check --source ./manifests --output json
+  kubectl -n sluice-system exec ds/sluice-agent -- sluice-agent check";
+
+/// Where the agent is and what it serves, the same for all commands.
 #[derive(Clone, Debug, Args)]
-pub struct Run {
-    /// Where Services, EndpointSlices, Pods and Namespaces come from: a folder of Kubernetes YAML or JSON, read again
-    /// whenever it changes.
-    #[arg(long, env = "SLUICE_SOURCE", value_name = "DIR", value_parser = source)]
-    pub source: PathBuf,
+pub struct Site {
+    /// Where Services, EndpointSlices, Pods and Namespaces come from: `kube`, the cluster's API server; or a folder of
+    /// Kubernetes YAML or JSON, read again whenever it changes.
+    #[arg(long, env = "SLUICE_SOURCE", value_name = "kube|DIR", value_parser = source)]
+    pub source: SourceSpec,
 
     /// The cgroup (v2) that holds this node's pods [default: the kubepods group that the agent itself is in, or else
     /// /sys/fs/cgroup/kubepods.slice or /sys/fs/cgroup/kubepods]
     #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+
+    /// This node's name in the cluster, in a pod the field spec.nodeName. Without it the agent does not know its zone.
+    #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// How to reach the API server [default: $KUBECONFIG, ~/.kube/config, or the ServiceAccount of the agent's pod]
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where the objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSpec {
+    Kube,
+    Dir(PathBuf),
+}
+
+/// What `sluice-agent check` is told.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub site: Site,
+
+    /// For people or for programs.
+    #[arg(long, env = "SLUICE_OUTPUT", value_name = "FORMAT", default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+/// What `sluice-agent run` is told.
+#[derive(Clone, Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub site: Site,
 
     /// Threads that move bytes, 1 to 256 [default: the number of cores, at most 4]
     #[arg(long, env = "SLUICE_WORKERS", value_name = "N", value_parser = workers)]
@@ -91,15 +143,11 @@ impl Run {
     }
 }
 
-fn source(text: &str) -> Result<PathBuf, String> {
+fn source(text: &str) -> Result<SourceSpec, String> {
     match text {
-        "" => Err("empty; name a folder of Kubernetes YAML".into()),
-        "kube" => {
-            Err("this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a folder \
-                       (./kube for one of that name)"
-                .into())
-        }
-        folder => Ok(folder.into()),
+        "" => Err("empty; give kube, or a folder of Kubernetes YAML (./kube for one of that name)".into()),
+        "kube" => Ok(SourceSpec::Kube),
+        folder => Ok(SourceSpec::Dir(folder.into())),
     }
 }
 
@@ -149,7 +197,7 @@ mod tests {
         let all = ["sluice-agent", "run"].iter().chain(arguments);
         match Cli::try_parse_from(all).map_err(|error| error.to_string())?.command {
             Command::Run(run) => Ok(run),
-            Command::Version => unreachable!(),
+            other => unreachable!("{other:?}"),
         }
     }
 
@@ -161,22 +209,31 @@ mod tests {
     #[test]
     fn every_flag_is_an_environment_variable_too_and_the_help_says_so() {
         let mut cli = Cli::command();
-        let run = cli.find_subcommand_mut("run").unwrap();
-        let help = run.render_long_help().to_string();
-        for flag in run.get_arguments().filter(|flag| flag.get_long().is_some_and(|long| long != "help")) {
-            let variable = format!("SLUICE_{}", flag.get_long().unwrap().replace('-', "_").to_uppercase());
-            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*variable));
-            assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+        for command in ["run", "check"] {
+            let command = cli.find_subcommand_mut(command).unwrap();
+            let help = command.render_long_help().to_string();
+            for flag in command.get_arguments().filter(|flag| flag.get_long().is_some_and(|long| long != "help")) {
+                let variable = format!("SLUICE_{}", flag.get_long().unwrap().replace('-', "_").to_uppercase());
+                assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*variable));
+                assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+            }
         }
     }
 
     #[test]
     fn defaults_stand_where_nothing_is_said() {
         let run = run(&["--source", "/m"]).unwrap();
-        assert_eq!((run.source, run.cgroup), ("/m".into(), None));
+        assert_eq!((run.site.source, run.site.cgroup), (SourceSpec::Dir("/m".into()), None));
         assert_eq!(run.admin, "127.0.0.1:9966".parse().unwrap());
         assert_eq!(run.grace, Duration::from_secs(30));
         assert_eq!((run.bpf_log, &*run.log), (LevelFilter::OFF, "info"));
+    }
+
+    #[test]
+    fn the_cluster_is_a_source_and_a_folder_of_that_name_needs_its_path() {
+        let source = |text: &str| run(&["--source", text]).unwrap().site.source;
+        assert_eq!(source("kube"), SourceSpec::Kube);
+        assert_eq!(source("./kube"), SourceSpec::Dir("./kube".into()));
     }
 
     #[test]
@@ -191,7 +248,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_refused_with_flag_and_cure() {
         for (argument, cure) in [
-            ("--source=kube", "name a folder"),
+            ("--source=", "give kube, or a folder"),
             ("--workers=0", "from 1 to 256"),
             ("--workers=257", "from 1 to 256"),
             ("--admin=9966", "such as 127.0.0.1:9966"),
@@ -212,6 +269,6 @@ mod tests {
     fn a_missing_source_is_named() {
         let mut cli = Cli::command().mut_subcommand("run", |run| run.mut_arg("source", |source| source.env(None)));
         let error = cli.try_get_matches_from_mut(["sluice-agent", "run"]).unwrap_err().to_string();
-        assert!(error.contains("--source <DIR>"), "{error}");
+        assert!(error.contains("--source <kube|DIR>"), "{error}");
     }
 }

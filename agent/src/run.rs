@@ -14,15 +14,15 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{self, Snapshot, State};
-use crate::config::Run;
+use crate::check;
+use crate::config::{Run, SourceSpec};
 use crate::intercept::{Intercept, Settings};
-use crate::pods::{self, Change, Discovery};
+use crate::pods::{self, CgroupView, Change, Discovery};
 use crate::publish::{KernelChange, Publisher};
 use crate::watch::Source;
 
 mod catalog;
 mod enrol;
-mod preflight;
 mod workers;
 
 use catalog::Catalog;
@@ -35,7 +35,10 @@ const KERNEL_LOG: &str = "sluice::kernel";
 /// Serves the node until a signal or an error.
 pub fn run(config: &Run) -> Result<()> {
     start_log(config)?;
-    preflight::check()?;
+    check::require_privileges()?;
+    if let CgroupView::Containers(error) = pods::view_nodes_cgroups() {
+        tracing::warn!(%error, "cannot enter the node's cgroup namespace: pods are found by guess (see sluice-agent check)");
+    }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the control loop")?.block_on(serve(config))
@@ -65,8 +68,14 @@ fn raise_open_files() {
 
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
-    let kubepods = pods::find_kubepods(config.cgroup.as_deref())?;
-    let mut source = Source::dir(&config.source)?;
+    let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
+    let mut source = match &config.site.source {
+        SourceSpec::Dir(folder) => Source::dir(folder)?,
+        SourceSpec::Kube => bail!(
+            "--source kube: this version reads a folder of Kubernetes YAML only and does not watch a cluster; name a \
+             folder (./kube for one of that name)"
+        ),
+    };
     let admin = TcpListener::bind(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
     })?;

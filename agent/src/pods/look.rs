@@ -119,8 +119,8 @@ fn inode(path: &Path) -> io::Result<NetnsInode> {
     fs::metadata(path).map(|metadata| NetnsInode(metadata.ino()))
 }
 
-/// A group that is gone has no processes.
-fn processes(group: &Path) -> Vec<u32> {
+/// The processes of a group, 0 for each outside of the reader's pid namespace. A group that is gone has none.
+pub fn processes(group: &Path) -> Vec<u32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
