@@ -32,7 +32,7 @@ pub use kubepods::{
 pub use layout::{Mount, PodUid, v2_mounts};
 pub use listen::cookie_of;
 use look::OffLimits;
-pub use look::processes;
+pub use look::{nodes_namespace, processes};
 use roster::Roster;
 use tree::{Sign, Tree};
 

@@ -28,9 +28,7 @@ pub(super) fn items(view: &CgroupView, flag: Option<&Path>) -> (Vec<Item>, Optio
             (items, None)
         }
         Err(error) => {
-            let cure = "give the group that holds the node's pods: --cgroup /sys/fs/cgroup/kubepods.slice (in a pod the \
-                        environment variable SLUICE_CGROUP)";
-            items.push(Item::fail(KUBEPODS, format!("{error:#}"), cure));
+            items.push(Item::fail(KUBEPODS, error.what, error.cure));
             (items, None)
         }
     }

@@ -107,17 +107,17 @@ fn processes(privileges: &Privileges, seen: &Seen) -> Item {
     )
 }
 
-/// Opens the namespace of process 1, enters it and reads its cookie.
+/// Opens the node's own namespace, enters it and reads its cookie.
 fn enter_nodes() -> Result<u64, (&'static str, io::Error)> {
     let home = Home::open().map_err(|error| ("/proc/thread-self/ns/net cannot be opened", error))?;
-    let nodes = File::open("/proc/1/ns/net").map_err(|error| ("/proc/1/ns/net cannot be opened", error))?;
-    let cookie = pods::cookie_of(&home, &nodes).map_err(|error| ("process 1's cannot be entered", error))?;
+    let nodes = pods::nodes_namespace("net").map_err(|error| ("/proc/1/ns/net cannot be opened", error))?;
+    let cookie = pods::cookie_of(&home, &nodes).map_err(|error| ("the node's own cannot be entered", error))?;
     Ok(cookie.0)
 }
 
 fn namespaces(privileges: &Privileges, entered: Result<u64, (&'static str, io::Error)>) -> Item {
     match entered {
-        Ok(cookie) => Item::ok(NAMESPACES, format!("process 1's was entered and left again (its cookie is {cookie})")),
+        Ok(cookie) => Item::ok(NAMESPACES, format!("the node's own was entered and left again (cookie {cookie})")),
         Err((_, error)) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Item::fail(
             NAMESPACES,
             "the kernel tells no cookie of a network namespace (SO_NETNS_COOKIE)",

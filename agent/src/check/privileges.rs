@@ -211,7 +211,7 @@ fn user(privileges: &Privileges) -> Item {
 /// Good or bad by what it forbids, which the other items tell.
 fn confinement(privileges: &Privileges) -> Item {
     let seccomp = if privileges.filtered { "a seccomp filter" } else { "no seccomp filter" };
-    let new = if privileges.no_new_privileges { "no_new_privs" } else { "may gain privileges" };
+    let new = if privileges.no_new_privileges { "no_new_privs set" } else { "no_new_privs not set" };
     let label = privileges.label.as_deref().map_or("no security module's profile".into(), |it| format!("profile {it}"));
     let lockdown = privileges.lockdown.as_ref().map(|it| format!(", kernel lockdown: {it}")).unwrap_or_default();
     Item::ok("confinement", format!("{seccomp}, {new}, {label}{lockdown}"))

@@ -1,12 +1,11 @@
 //! Finds the node's kubepods group. In: `--cgroup`, or nothing; out: a directory in cgroup v2, or an error that names
 //! the flag and the cure. Looks into no pod.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result, bail};
 
 use super::layout::{self, Group, Mount};
 use super::look;
@@ -29,36 +28,59 @@ pub enum FoundBy {
     UsualPlace,
 }
 
+/// Why there is no kubepods group, and the cure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotFound {
+    pub what: String,
+    pub cure: &'static str,
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.cure)
+    }
+}
+
+impl std::error::Error for NotFound {}
+
 /// The group that `--cgroup` names, or else the kubepods group above the agent's own, or else the usual places.
-pub fn find(flag: Option<&Path>) -> Result<PathBuf> {
-    locate(flag).map(|(path, _)| path)
+pub fn find(flag: Option<&Path>) -> anyhow::Result<PathBuf> {
+    Ok(locate(flag)?.0)
 }
 
 /// As [`find`], with the rule.
-pub fn locate(flag: Option<&Path>) -> Result<(PathBuf, FoundBy)> {
+pub fn locate(flag: Option<&Path>) -> Result<(PathBuf, FoundBy), NotFound> {
     if let Some(path) = flag {
         verify(path)?;
         return Ok((path.to_owned(), FoundBy::Flag));
     }
-    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}: is /proc mounted?"));
+    let read = |path: &str| {
+        let unreadable = |error| NotFound { what: format!("cannot read {path}: {error}"), cure: "mount /proc" };
+        fs::read_to_string(path).map_err(unreadable)
+    };
     let mounts = layout::v2_mounts(&read("/proc/self/mountinfo")?);
     if mounts.is_empty() {
-        bail!(
-            "cgroup v2 is not mounted here: mount the node's /sys/fs/cgroup into the agent's container, or on a node \
-             with cgroup v1 alone run `mount -t cgroup2 none /sys/fs/cgroup/unified` and pass --cgroup"
-        );
+        return Err(NotFound {
+            what: "cgroup v2 is not mounted here".into(),
+            cure: "mount the node's /sys/fs/cgroup into the agent's container, or on a node with cgroup v1 alone run \
+                   `mount -t cgroup2 none /sys/fs/cgroup/unified` and pass --cgroup",
+        });
     }
     let own = read("/proc/self/cgroup")?;
     let found = candidates(&mounts, layout::own_path(&own)).into_iter().find(|(path, _)| path.is_dir());
-    found.with_context(|| {
+    found.ok_or_else(|| {
         let points: Vec<_> = mounts.iter().map(|mount| mount.point.display().to_string()).collect();
-        format!(
-            "no kubepods group found in {}: this process is not in a pod (its group is {}), and none of {} is there; \
-             pass --cgroup (or SLUICE_CGROUP) with the group that holds the node's pods",
+        let what = format!(
+            "no kubepods group found in {}: this process is not in a pod (its group is {}), and none of {} is there",
             points.join(", "),
             layout::own_path(&own).unwrap_or(Path::new("unknown")).display(),
             USUAL.join(", "),
-        )
+        );
+        NotFound {
+            what,
+            cure: "pass --cgroup (or SLUICE_CGROUP) with the group that holds the node's pods, such as \
+                   /sys/fs/cgroup/kubepods.slice",
+        }
     })
 }
 
@@ -102,16 +124,18 @@ fn candidates(mounts: &[Mount], own: Option<&Path>) -> Vec<(PathBuf, FoundBy)> {
     above.map(|path| (path, FoundBy::OwnPath)).chain(usual.map(|path| (path, FoundBy::UsualPlace))).collect()
 }
 
-fn verify(path: &Path) -> Result<()> {
-    let cure = "pass the group that holds the node's pods, such as /sys/fs/cgroup/kubepods.slice";
-    if !path.is_dir() {
-        let what = if path.exists() { "is not a directory" } else { "does not exist" };
-        bail!("--cgroup {}: {what}; {cure}", path.display());
-    }
-    if !is_cgroup2(path).with_context(|| format!("--cgroup {}: cannot be examined", path.display()))? {
-        bail!("--cgroup {}: is not in a cgroup v2 file system; {cure}", path.display());
-    }
-    Ok(())
+fn verify(path: &Path) -> Result<(), NotFound> {
+    let what = match is_cgroup2(path) {
+        Ok(true) if path.is_dir() => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist".into(),
+        Err(error) => format!("cannot be examined ({error})"),
+        Ok(_) if !path.is_dir() => "is not a directory".into(),
+        Ok(_) => "is not in a cgroup v2 file system".into(),
+    };
+    Err(NotFound {
+        what: format!("--cgroup {}: {what}", path.display()),
+        cure: "pass the group that holds the node's pods, such as /sys/fs/cgroup/kubepods.slice",
+    })
 }
 
 #[cfg(test)]

@@ -109,17 +109,19 @@ pub struct Mount {
 impl Mount {
     /// Where a group is in the file system, if this mount shows it.
     pub(super) fn locate(&self, group: &Path) -> Option<PathBuf> {
-        Some(self.point.join(group.strip_prefix(&self.root).ok()?))
+        group.strip_prefix(&self.root).ok().map(|below| self.below(below))
     }
 
-    /// Where a group of the node is, if this mount shows it or may do so: one of a root without a name is taken for one
-    /// of the whole tree, as a container's mount of the node's /sys/fs/cgroup is.
+    /// Where a group of the node is, if this mount shows it or may do so: a root without a name is taken for that of the
+    /// whole tree, as in a container's mount of the node's /sys/fs/cgroup.
     pub(super) fn locate_on_node(&self, group: &Path) -> Option<PathBuf> {
-        if self.root.starts_with("/..") {
-            group.strip_prefix("/").ok().map(|it| self.point.join(it))
-        } else {
-            self.locate(group)
-        }
+        let nameless = self.root.starts_with("/..");
+        if nameless { group.strip_prefix("/").ok().map(|below| self.below(below)) } else { self.locate(group) }
+    }
+
+    fn below(&self, path: &Path) -> PathBuf {
+        // Joined with nothing it would end with a slash.
+        if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) }
     }
 }
 
