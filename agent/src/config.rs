@@ -33,7 +33,7 @@ pub enum Command {
     /// Serve this node: redirect its pods' connections to gRPC Services and spread their streams.
     #[command(after_help = EXAMPLES, next_line_help = true)]
     Run(Run),
-    /// Look at this node before, or when something does not work: each thing that sluice needs is tried, and each line
+    /// Look at this node before sluice runs there, or when something does not work: each thing that sluice needs is tried, and each line
     /// that is not ok comes with its cure.
     #[command(after_help = CHECKS, next_line_help = true)]
     Check(Check),
@@ -54,7 +54,7 @@ Examples:
   SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
 
 const CHECKS: &str = "\
-Nothing on the node is changed, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
+Nothing stays behind on the node, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
 otherwise.
 
 Examples:

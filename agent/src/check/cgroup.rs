@@ -14,7 +14,7 @@ const KUBEPODS: &str = "pods' cgroup";
 pub(super) fn items(view: &CgroupView, flag: Option<&Path>) -> (Vec<Item>, Option<PathBuf>) {
     let mountinfo = |who: &str| fs::read_to_string(format!("/proc/{who}/mountinfo")).unwrap_or_default();
     let mut items = vec![hierarchy(&mountinfo("self"), &mountinfo("1")), namespace(view)];
-    let mounted = items[0].cure.is_none();
+    let mounted = items[0].is_ok();
     match pods::locate_kubepods(flag) {
         Ok((path, by)) => {
             let (pods, own) = (pods::groups_of_pods(&path), pods::own_group());
@@ -23,7 +23,7 @@ pub(super) fn items(view: &CgroupView, flag: Option<&Path>) -> (Vec<Item>, Optio
             (items, Some(path))
         }
         // Without a mount there is no more to say.
-        Err(_) if !mounted && flag.is_none() => {
+        Err(_) if !mounted => {
             items.push(Item::not_tried(KUBEPODS, MOUNT));
             (items, None)
         }

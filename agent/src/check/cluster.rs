@@ -7,7 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams, PostParams};
-use kube::{Client, ResourceExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
 
 use super::item::Item;
 
@@ -62,8 +63,8 @@ pub(super) async fn items(kubeconfig: Option<&Path>, node_name: Option<&str>) ->
         items.push(match denied(&client, right).await {
             Ok(denied) => judge_right(right, &denied),
             Err(error) => Item::fail(
-                format!("right: {}", right.resource),
-                format!("the API server does not say whether it is there: {error:#}"),
+                format!("RBAC: {}", right.resource),
+                format!("the API server does not say whether it is there: {}", in_words(&error)),
                 "let the agent's ServiceAccount create selfsubjectaccessreviews (the built-in ClusterRole \
                  system:basic-user does)",
             ),
@@ -73,15 +74,19 @@ pub(super) async fn items(kubeconfig: Option<&Path>, node_name: Option<&str>) ->
         None => nameless(),
         Some(name) => match own_node(&client, name).await {
             Ok(zone) => node(name, zone),
-            Err(error) => Item::fail(NODE, format!("{name} cannot be looked up: {error:#}"), "see right: nodes"),
+            Err(error) => {
+                Item::fail(NODE, format!("{name} cannot be looked up: {}", in_words(&error)), "see RBAC: nodes")
+            }
         },
     });
     items
 }
 
 /// Where the cluster is.
-async fn connect(_kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    Ok(Client::try_default().await?)
+async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    let Some(path) = kubeconfig else { return Ok(Client::try_default().await?) };
+    let config = Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
 }
 
 /// An answer in time.
@@ -92,10 +97,22 @@ async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> anyhow::Resu
     }
 }
 
+/// The whole chain; errors of the client repeat their causes, which are left out.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !words.contains(&cause) {
+            words += if words.is_empty() { "" } else { ": " };
+            words += &cause;
+        }
+    }
+    words
+}
+
 fn unreachable(error: &anyhow::Error) -> Item {
     Item::fail(
         SERVER,
-        format!("{error:#}"),
+        in_words(error),
         "in a pod: automountServiceAccountToken must not be false, and NetworkPolicies must let the agent reach the API \
          server; elsewhere give --kubeconfig FILE. Without a cluster use --source DIR",
     )
@@ -139,7 +156,7 @@ async fn denied(client: &Client, right: &Right) -> anyhow::Result<Vec<&'static s
 
 fn judge_right(right: &Right, denied: &[&str]) -> Item {
     let Right { group, resource, verbs, spared } = right;
-    let name = format!("right: {resource}");
+    let name = format!("RBAC: {resource}");
     if denied.is_empty() {
         return Item::ok(name, verbs.join(", "));
     }
@@ -148,7 +165,7 @@ fn judge_right(right: &Right, denied: &[&str]) -> Item {
          verbs: [{}]}}",
         verbs.join(", ")
     );
-    let found = format!("may not {} them in all namespaces", denied.join(" nor "));
+    let found = format!("may not {} {resource} of the whole cluster", denied.join(" nor "));
     match spared {
         None => Item::fail(name, found, cure),
         Some(lost) => Item::warn(name, format!("{found}: {lost}"), cure),
@@ -204,10 +221,10 @@ mod tests {
     #[test]
     fn a_missing_right_fails_with_the_rule_to_add() {
         let slices = &RIGHTS[1];
-        assert_eq!(judge_right(slices, &[]), Item::ok("right: endpointslices", "list, watch"));
+        assert_eq!(judge_right(slices, &[]), Item::ok("RBAC: endpointslices", "list, watch"));
         let item = judge_right(slices, &["watch"]);
         assert_eq!(item.level, Level::Fail);
-        assert_eq!(item.found, "may not watch them in all namespaces");
+        assert_eq!(item.found, "may not watch endpointslices of the whole cluster");
         let rule = "{apiGroups: [\"discovery.k8s.io\"], resources: [endpointslices], verbs: [list, watch]}";
         assert!(item.cure.unwrap().ends_with(rule));
     }

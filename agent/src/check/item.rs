@@ -43,9 +43,13 @@ impl Item {
         Self { level: Level::Fail, name: name.into(), found: found.into(), cure: Some(cure.into()) }
     }
 
-    /// It was not tried, for the reason that another item gives.
-    pub(super) fn not_tried(name: impl Into<Name>, other: &str) -> Self {
-        Self::warn(name, format!("not tried: {other} is missing"), format!("see {other}"))
+    /// It was not tried, since what another item is about comes first.
+    pub(super) fn not_tried(name: impl Into<Name>, first: &str) -> Self {
+        Self::warn(name, "not tried", format!("{first} first, then check again"))
+    }
+
+    pub(super) fn is_ok(&self) -> bool {
+        self.level == Level::Ok
     }
 }
 

@@ -27,22 +27,26 @@ pub(super) fn items(privileges: &Privileges) -> Vec<Item> {
         items.extend([CALL, MAPS, PROGRAMS, ATTACH].map(|name| Item::not_tried(name, lacks)));
         return items;
     }
-    let call = system_call(privileges, intercept::system_call());
-    let reachable = call.cure.is_none();
-    items.push(call);
-    if !reachable {
+    items.push(system_call(privileges, intercept::system_call()));
+    if !items[1].is_ok() {
         items.extend([MAPS, PROGRAMS, ATTACH].map(|name| Item::not_tried(name, CALL)));
         return items;
     }
-    items.push(maps(privileges, intercept::map_kinds()));
     items.push(types(Path::new("/sys/kernel/btf/vmlinux").exists()));
+    let maps = maps(privileges, intercept::map_kinds());
+    let there = maps.is_ok();
+    items.push(maps);
+    if !there {
+        items.extend([PROGRAMS, ATTACH].map(|name| Item::not_tried(name, MAPS)));
+        return items;
+    }
     match Intercept::load(&Settings { own_cgroup: None, log_level: LevelFilter::OFF }) {
         Ok(intercept) => {
-            items.push(Item::ok(PROGRAMS, "the verifier takes all of them, and the maps are made"));
-            items.push(attachment(privileges, intercept));
+            items.push(Item::ok(PROGRAMS, "the verifier takes all of them, and their maps can be made"));
+            items.push(attachment(intercept));
         }
         Err(error) => {
-            items.push(refused(PROGRAMS, privileges, &error));
+            items.push(refused(privileges, &error));
             items.push(Item::not_tried(ATTACH, PROGRAMS));
         }
     }
@@ -92,32 +96,47 @@ fn types(there: bool) -> Item {
     Item::ok("kernel types (BTF)", format!("{found}; sluice does not need it"))
 }
 
+fn refused(privileges: &Privileges, error: &anyhow::Error) -> Item {
+    let cause = error.root_cause();
+    match error.downcast_ref::<Refusal>() {
+        Some(refusal) if refusal.not_permitted => {
+            let (why, cure) = privileges.why_not_bpf(false);
+            Item::fail(PROGRAMS, format!("{}, though the capabilities are there: {why}", refusal.what), cure)
+        }
+        Some(refusal) => Item::fail(PROGRAMS, format!("{}: {cause}", refusal.what), refusal.cure.clone()),
+        None => Item::fail(PROGRAMS, format!("{error:#}"), NEWER),
+    }
+}
+
 /// Attaches everything to an empty group below the process's own, and takes it off again.
-fn attachment(privileges: &Privileges, mut intercept: Intercept) -> Item {
+fn attachment(mut intercept: Intercept) -> Item {
     let Some(own) = pods::own_group() else {
         return Item::ok(ATTACH, "not tried: this process's own cgroup is not mounted here");
     };
     let group = match EmptyGroup::make(&own) {
         Ok(group) => group,
         Err(error) => {
-            return Item::ok(ATTACH, format!("not tried: no group can be made below {} ({error})", own.display()));
+            let found = format!("not tried: no group for a trial can be made below {} ({error})", own.display());
+            return Item::ok(ATTACH, found);
         }
     };
-    match intercept.attach(&group.0) {
-        Ok(()) => Item::ok(ATTACH, format!("tried on an empty cgroup below {}", own.display())),
-        Err(error) => refused(ATTACH, privileges, &error),
-    }
+    attached(&own, intercept.attach(&group.0))
 }
 
-fn refused(name: &'static str, privileges: &Privileges, error: &anyhow::Error) -> Item {
-    let cause = error.root_cause();
+fn attached(own: &Path, outcome: anyhow::Result<()>) -> Item {
+    let Err(error) = outcome else {
+        return Item::ok(ATTACH, format!("tried on an empty group below {}", own.display()));
+    };
     match error.downcast_ref::<Refusal>() {
-        Some(refusal) if refusal.not_permitted => {
-            let (why, cure) = privileges.why_not_bpf(false);
-            Item::fail(name, format!("{} though the capabilities are there: {why}", refusal.what), cure)
-        }
-        Some(refusal) => Item::fail(name, format!("{}: {cause}", refusal.what), refusal.cure.clone()),
-        None => Item::fail(name, format!("{error:#}"), NEWER),
+        // The same process may load them.
+        Some(refusal) if refusal.not_permitted => Item::fail(
+            ATTACH,
+            format!("{}: not permitted", refusal.what),
+            "see other programs: one that allows no other at a group above; otherwise the node's audit log tells which \
+             security module forbids it",
+        ),
+        Some(refusal) => Item::fail(ATTACH, format!("{}: {}", refusal.what, error.root_cause()), refusal.cure.clone()),
+        None => Item::fail(ATTACH, format!("{error:#}"), NEWER),
     }
 }
 
@@ -182,8 +201,12 @@ mod tests {
             let refusal = Refusal { what: "no program".into(), cure: "a newer kernel".into(), not_permitted };
             anyhow::Error::new(io::Error::from_raw_os_error(libc::EINVAL)).context(refusal)
         };
-        let item = refused(PROGRAMS, &with(ROOT), &refusal(false));
+        let item = refused(&with(ROOT), &refusal(false));
         assert_eq!(item.cure.unwrap(), "a newer kernel");
-        assert!(refused(PROGRAMS, &with(ROOT), &refusal(true)).cure.unwrap().contains("audit log"));
+        assert!(refused(&with(ROOT), &refusal(true)).cure.unwrap().contains("audit log"));
+        let own = Path::new("/sys/fs/cgroup/own");
+        assert_eq!(attached(own, Err(refusal(false))).cure.unwrap(), "a newer kernel");
+        assert!(attached(own, Err(refusal(true))).cure.unwrap().contains("see other programs"));
+        assert!(attached(own, Ok(())).is_ok());
     }
 }

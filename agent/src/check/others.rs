@@ -37,7 +37,7 @@ impl Product {
 
     fn name(self) -> &'static str {
         match self {
-            Product::Sluice => "another sluice-agent",
+            Product::Sluice => "a sluice-agent",
             Product::Cilium => "Cilium's socket load balancer",
             Product::Calico => "Calico's connect-time load balancer",
             Product::Kmesh => "Kmesh",
@@ -69,8 +69,8 @@ pub(super) fn items(privileges: &Privileges, kubepods: &Path) -> Vec<Item> {
         match intercept::attached(group) {
             Ok(attached) => levels.push(Level { group: group.to_owned(), ours: group == kubepods, attached }),
             Err(error) => {
-                let (why, cure) = privileges.why_not_bpf(false);
-                return vec![Item::warn(NAME, format!("{error:#}: {why}"), cure)];
+                let (_, cure) = privileges.why_not_bpf(false);
+                return vec![Item::warn(NAME, format!("{error:#}"), cure)];
             }
         }
     }
@@ -138,7 +138,7 @@ fn judge_product(product: Product, who: String, ours: bool, redirects: bool) -> 
     if product == Product::Sluice {
         return Item::ok(
             NAME,
-            format!("{who}: the one that was attached first serves, the other stands by, as in an upgrade"),
+            format!("{who}: serves this node now; of two, as in an upgrade, the later one stands by"),
         );
     }
     if !redirects {
