@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
@@ -34,6 +34,10 @@ pub enum Command {
     /// Serve this node: redirect its pods' connections to gRPC Services and spread their streams.
     #[command(after_help = EXAMPLES, next_line_help = true)]
     Run(Run),
+    /// Look at this node before sluice runs there, or when something does not work: each thing that sluice needs is tried, and each line
+    /// that is not ok comes with its cure.
+    #[command(after_help = CHECKS, next_line_help = true)]
+    Check(Check),
     /// Print the version.
     Version,
 }
@@ -51,33 +55,59 @@ Examples:
   sluice-agent run --source ./manifests --cgroup /sys/fs/cgroup/kubepods.slice --workers 2 --log debug
   SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
 
-/// Where the agent is, and where it hears of the cluster.
+const CHECKS: &str = "\
+Nothing stays behind on the node, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
+otherwise.
+
+Examples:
+  sluice-agent check --source kube --node-name $(hostname)
+  sluice-agent check --source ./manifests --output json
+  kubectl -n sluice-system exec ds/sluice-agent -- sluice-agent check";
+
+/// Where the agent is and what it serves, the same for all commands.
 #[derive(Clone, Debug, Args)]
 pub struct Site {
-    /// Where Services, EndpointSlices, Pods, Namespaces and the Node come from: `kube` for the cluster's API server, or
-    /// a folder of Kubernetes YAML or JSON, read again whenever it changes (`./kube` for one of that name).
+    /// Where Services, EndpointSlices, Pods and Namespaces come from: `kube`, the cluster's API server; or a folder of
+    /// Kubernetes YAML or JSON, read again whenever it changes.
     #[arg(long, env = "SLUICE_SOURCE", value_name = "kube|DIR", value_parser = source)]
     pub source: SourceSpec,
-
-    /// The name of this node in the cluster; needed with `--source kube`. In a pod: `spec.nodeName` of the downward API.
-    #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME", value_parser = node_name)]
-    pub node_name: Option<Arc<str>>,
-
-    /// How to reach the API server [default: $KUBECONFIG or ~/.kube/config, or else the Pod's ServiceAccount]
-    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
 
     /// The cgroup (v2) that holds this node's pods [default: the kubepods group that the agent itself is in, or else
     /// /sys/fs/cgroup/kubepods.slice or /sys/fs/cgroup/kubepods]
     #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+
+    /// This node's name in the cluster, in a pod the field spec.nodeName. Without it the agent does not know its zone.
+    #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME", value_parser = node_name)]
+    pub node_name: Option<Arc<str>>,
+
+    /// How to reach the API server [default: $KUBECONFIG, ~/.kube/config, or the ServiceAccount of the agent's pod]
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
-/// The value of `--source`.
+/// Where the objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceSpec {
     Kube,
     Dir(PathBuf),
+}
+
+/// What `sluice-agent check` is told.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub site: Site,
+
+    /// For people or for programs.
+    #[arg(long, env = "SLUICE_OUTPUT", value_name = "FORMAT", default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
 }
 
 /// What `sluice-agent run` is told.
@@ -117,7 +147,7 @@ impl Run {
 
 fn source(text: &str) -> Result<SourceSpec, String> {
     match text {
-        "" => Err("empty; give kube, or name a folder of Kubernetes YAML".into()),
+        "" => Err("empty; give kube, or a folder of Kubernetes YAML (./kube for one of that name)".into()),
         "kube" => Ok(SourceSpec::Kube),
         folder => Ok(SourceSpec::Dir(folder.into())),
     }
@@ -178,7 +208,7 @@ mod tests {
         let all = ["sluice-agent", "run"].iter().chain(arguments);
         match Cli::try_parse_from(all).map_err(|error| error.to_string())?.command {
             Command::Run(run) => Ok(run),
-            Command::Version => unreachable!(),
+            other => unreachable!("{other:?}"),
         }
     }
 
@@ -190,12 +220,14 @@ mod tests {
     #[test]
     fn every_flag_is_an_environment_variable_too_and_the_help_says_so() {
         let mut cli = Cli::command();
-        let run = cli.find_subcommand_mut("run").unwrap();
-        let help = run.render_long_help().to_string();
-        for flag in run.get_arguments().filter(|flag| flag.get_long().is_some_and(|long| long != "help")) {
-            let variable = format!("SLUICE_{}", flag.get_long().unwrap().replace('-', "_").to_uppercase());
-            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*variable));
-            assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+        for command in ["run", "check"] {
+            let command = cli.find_subcommand_mut(command).unwrap();
+            let help = command.render_long_help().to_string();
+            for flag in command.get_arguments().filter(|flag| flag.get_long().is_some_and(|long| long != "help")) {
+                let variable = format!("SLUICE_{}", flag.get_long().unwrap().replace('-', "_").to_uppercase());
+                assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*variable));
+                assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+            }
         }
     }
 
@@ -206,6 +238,13 @@ mod tests {
         assert_eq!(run.admin, "127.0.0.1:9966".parse().unwrap());
         assert_eq!(run.grace, Duration::from_secs(30));
         assert_eq!((run.bpf_log, &*run.log), (LevelFilter::OFF, "info"));
+    }
+
+    #[test]
+    fn the_cluster_is_a_source_and_a_folder_of_that_name_needs_its_path() {
+        let source = |text: &str| run(&["--source", text]).unwrap().site.source;
+        assert_eq!(source("kube"), SourceSpec::Kube);
+        assert_eq!(source("./kube"), SourceSpec::Dir("./kube".into()));
     }
 
     #[test]
@@ -220,7 +259,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_refused_with_flag_and_cure() {
         for (argument, cure) in [
-            ("--source=", "name a folder"),
+            ("--source=", "give kube, or a folder"),
             ("--node-name=", "kubectl get nodes"),
             ("--node-name=a,b", "kubectl get nodes"),
             ("--workers=0", "from 1 to 256"),
@@ -237,13 +276,6 @@ mod tests {
             assert!(error.contains(argument.split('=').next().unwrap()), "{error}");
             assert!(error.contains(cure), "{error}");
         }
-    }
-
-    #[test]
-    fn the_cluster_is_a_source_and_a_folder_may_have_its_name() {
-        let source = |text: &str| run(&[text]).unwrap().site.source;
-        assert_eq!(source("--source=kube"), SourceSpec::Kube);
-        assert_eq!(source("--source=./kube"), SourceSpec::Dir("./kube".into()));
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //! In: settings and a cgroup's path. Out: handles that speak the agent's address types.
 //! The only place that names aya. Links are not pinned: they end with this process, however it ends.
 
+mod attached;
 mod explain;
 mod maps;
 mod order;
+mod probe;
+mod syscall;
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -20,7 +23,10 @@ use tracing::level_filters::LevelFilter;
 
 use order::LowNumbersTaken;
 
+pub use attached::{Attached, Hook, Terms, attached};
+pub use explain::Refusal;
 pub use maps::{Counters, Flows, Heartbeat, PodEntry, PodMap, ServiceMap, UnenrolledConnects};
+pub use probe::{map_kinds, system_call};
 pub use sluice_ebpf::{Counters as VerdictCounts, HEARTBEAT_EVERY_NS, MAX_WORKERS, Unenrolled, Verdict};
 
 /// The programs as `cargo xtask ebpf` builds them.

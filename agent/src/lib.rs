@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod admin;
 pub mod balance;
+pub mod check;
 pub mod config;
 pub mod detect;
 pub mod intercept;

@@ -8,6 +8,12 @@ use sluice_agent::config::{Cli, Command};
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(config) => sluice_agent::run::run(&config),
+        Command::Check(config) => match sluice_agent::check::run(&config) {
+            Ok(true) => Ok(()),
+            // What failed is said already.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Command::Version => {
             println!("sluice-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

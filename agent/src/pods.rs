@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use crate::addr::NetnsCookie;
 use crate::netns::Home;
 
+mod cgroupns;
 mod enrolled;
 mod kubepods;
 mod layout;
@@ -23,10 +24,15 @@ mod look;
 mod roster;
 mod tree;
 
+pub use cgroupns::{CgroupView, view_nodes_cgroups};
 pub use enrolled::{Enrolled, EnrolledPods};
-pub use kubepods::{find as find_kubepods, own_cgroup};
-pub use layout::PodUid;
+pub use kubepods::{
+    FoundBy, find as find_kubepods, groups_of_pods, is_cgroup2, locate as locate_kubepods, own_cgroup, own_group,
+};
+pub use layout::{Mount, PodUid, v2_mounts};
+pub use listen::cookie_of;
 use look::OffLimits;
+pub use look::{nodes_namespace, processes};
 use roster::Roster;
 use tree::{Sign, Tree};
 

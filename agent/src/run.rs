@@ -16,15 +16,15 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{self, Snapshot, State};
+use crate::check;
 use crate::config::Run;
 use crate::intercept::{Intercept, Settings};
-use crate::pods::{self, Change, Discovery};
+use crate::pods::{self, CgroupView, Change, Discovery};
 use crate::publish::{KernelChange, Publisher};
 use crate::table::{self, Catalog};
 use crate::watch::Source;
 
 mod enrol;
-mod preflight;
 mod workers;
 
 use enrol::Enrolment;
@@ -39,7 +39,10 @@ const KERNEL_LOG: &str = "sluice::kernel";
 /// Serves the node until a signal or an error.
 pub fn run(config: &Run) -> Result<()> {
     start_log(config)?;
-    preflight::check()?;
+    check::require_privileges()?;
+    if let CgroupView::Containers(error) = pods::view_nodes_cgroups() {
+        tracing::warn!(%error, "cannot enter the node's cgroup namespace: pods are found by guess (see sluice-agent check)");
+    }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the control loop")?.block_on(serve(config))

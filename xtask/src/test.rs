@@ -243,6 +243,6 @@ mod tests {
     #[test]
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
-        assert_eq!(targets, ["clean_up", "clients", "kernel", "manifests", "node", "promises"]);
+        assert_eq!(targets, ["check", "clean_up", "clients", "kernel", "manifests", "node", "promises"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Errors of the kernel in words: which program or map, what it lacks, and the cure.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,6 +17,27 @@ const NEEDED: &str = "Linux 5.15";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
+/// What the kernel refuses, and what to do about it.
+#[derive(Debug)]
+pub struct Refusal {
+    pub what: String,
+    pub cure: String,
+    /// The kernel speaks of privileges, not of what it has.
+    pub not_permitted: bool,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.cure)
+    }
+}
+
+fn refusal(error: impl std::error::Error + Send + Sync + 'static, what: String) -> anyhow::Error {
+    let code = io_error(&error).and_then(io::Error::raw_os_error);
+    let refusal = Refusal { what, cure: cure(code), not_permitted: matches!(code, Some(libc::EPERM | libc::EACCES)) };
+    anyhow::Error::new(error).context(refusal)
+}
+
 /// Loading the object, which creates the maps, failed.
 pub(super) fn object(error: EbpfError) -> anyhow::Error {
     let place = match &error {
@@ -29,21 +51,17 @@ pub(super) fn object(error: EbpfError) -> anyhow::Error {
                 .context("the BPF object in this binary is damaged; rebuild it: cargo xtask ebpf");
         }
     };
-    let cure = cure(io_error(&error));
-    anyhow::Error::new(error).context(format!("{place}: {cure}"))
+    refusal(error, place)
 }
 
 /// Loading the program of this name failed.
 pub(super) fn program(name: &str, error: ProgramError) -> anyhow::Error {
-    let cure = cure(io_error(&error));
-    anyhow::Error::new(error).context(format!("the kernel refuses BPF program {name}: {cure}"))
+    refusal(error, format!("the kernel refuses BPF program {name}"))
 }
 
 /// Attaching the program of this name failed.
 pub(super) fn attach(name: &str, cgroup: &Path, error: ProgramError) -> anyhow::Error {
-    let cure = cure(io_error(&error));
-    anyhow::Error::new(error)
-        .context(format!("cannot attach BPF program {name} to cgroup {}: {cure}", cgroup.display()))
+    refusal(error, format!("cannot attach BPF program {name} to cgroup {}", cgroup.display()))
 }
 
 /// Opens a directory of a cgroup v2 hierarchy.
@@ -63,8 +81,8 @@ pub(super) fn open_cgroup(path: &Path) -> anyhow::Result<File> {
     Ok(directory)
 }
 
-fn cure(error: Option<&io::Error>) -> String {
-    match error.and_then(io::Error::raw_os_error) {
+fn cure(code: Option<i32>) -> String {
+    match code {
         Some(libc::EPERM | libc::EACCES) => {
             "the process lacks a privilege: run it as root, or with the capabilities BPF, PERFMON and NET_ADMIN \
              (in a pod: securityContext.privileged, or capabilities.add)"

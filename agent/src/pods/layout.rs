@@ -99,28 +99,39 @@ fn is_kubepods(component: &Component<'_>) -> bool {
 
 /// A place where cgroup v2 is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
-    /// The group that is seen at the mount point: `/` unless only a part is mounted.
-    pub(super) root: PathBuf,
-    pub(super) point: PathBuf,
+pub struct Mount {
+    /// The group that is seen at the mount point: `/` unless only a part is mounted. `/../..` where it lies above all that
+    /// the reader's cgroup namespace has names for.
+    pub root: PathBuf,
+    pub point: PathBuf,
 }
 
 impl Mount {
     /// Where a group is in the file system, if this mount shows it.
     pub(super) fn locate(&self, group: &Path) -> Option<PathBuf> {
-        Some(self.point.join(group.strip_prefix(&self.root).ok()?))
+        group.strip_prefix(&self.root).ok().map(|below| self.below(below))
+    }
+
+    /// Where a group of the node is, if this mount shows it or may do so: a root without a name is taken for that of the
+    /// whole tree, as in a container's mount of the node's /sys/fs/cgroup.
+    pub(super) fn locate_on_node(&self, group: &Path) -> Option<PathBuf> {
+        let nameless = self.root.starts_with("/..");
+        if nameless { group.strip_prefix("/").ok().map(|below| self.below(below)) } else { self.locate(group) }
+    }
+
+    fn below(&self, path: &Path) -> PathBuf {
+        // Joined with nothing it would end with a slash.
+        if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) }
     }
 }
 
 /// All places where cgroup v2 is mounted, alone or beside v1, by the text of /proc/self/mountinfo
 /// (proc_pid_mountinfo(5): fields 4 and 5 are root and mount point, the type is the first after the lone `-`).
-pub(super) fn v2_mounts(mountinfo: &str) -> Vec<Mount> {
+pub fn v2_mounts(mountinfo: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (mount, source) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        // Seen from a cgroup namespace, a mount of the node's whole tree has the root `/../../..`.
-        let root = if root.starts_with("/..") { "/" } else { root };
         source.starts_with("cgroup2 ").then(|| Mount { root: unescape(root).into(), point: unescape(point).into() })
     };
     mountinfo.lines().filter_map(mount).collect()
@@ -217,7 +228,12 @@ mod tests {
         assert_eq!(mounts[1].locate(Path::new("/kubepods/burstable")), Some("/mnt/the pods/burstable".into()));
         assert_eq!(mounts[1].locate(Path::new("/other")), None);
         let from_a_namespace = v2_mounts("40 31 0:31 /../../.. /host/cgroup rw - cgroup2 cgroup2 rw\n");
-        assert_eq!(from_a_namespace[0].locate(Path::new("/kubepods")), Some("/host/cgroup/kubepods".into()));
+        assert_eq!(from_a_namespace[0].locate_on_node(Path::new("/kubepods")), Some("/host/cgroup/kubepods".into()));
+        assert_eq!(
+            from_a_namespace[0].locate(Path::new("/")),
+            None,
+            "the reader's own group, which is somewhere below"
+        );
         assert_eq!(v2_mounts("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"), []);
     }
 }

@@ -36,8 +36,8 @@ pub(super) fn inside(home: &Home, netns: File, uid: &PodUid) -> Result<FoundPod>
     Ok(FoundPod { uid: uid.clone(), cookie, netns, listener4: listener4.into(), listener6 })
 }
 
-/// The cookie of a namespace that nothing shall listen in.
-pub(super) fn cookie_of(home: &Home, netns: &File) -> io::Result<NetnsCookie> {
+/// The cookie of a namespace that nothing shall listen in. Fails where this process may not enter it.
+pub fn cookie_of(home: &Home, netns: &File) -> io::Result<NetnsCookie> {
     home.run_in(netns.as_fd(), || cookie(&Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?))?
 }
 

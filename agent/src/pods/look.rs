@@ -46,6 +46,14 @@ impl OffLimits {
     }
 }
 
+/// The node's namespace of a kind (`net`, `cgroup`): process 1's, or that of the kernel's own threads where this process
+/// may not look at process 1.
+pub fn nodes_namespace(kind: &str) -> io::Result<File> {
+    File::open(format!("/proc/1/ns/{kind}")).or_else(|error| {
+        if is_kernel_thread(2) { File::open(format!("/proc/2/ns/{kind}")).map_err(|_| error) } else { Err(error) }
+    })
+}
+
 /// kthreadd is 2 on a host; in a node that is itself a container 2 is anything.
 fn is_kernel_thread(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "kthreadd\n")
@@ -119,8 +127,8 @@ fn inode(path: &Path) -> io::Result<NetnsInode> {
     fs::metadata(path).map(|metadata| NetnsInode(metadata.ino()))
 }
 
-/// A group that is gone has no processes.
-fn processes(group: &Path) -> Vec<u32> {
+/// The processes of a group, 0 for each outside of the reader's pid namespace. A group that is gone has none.
+pub fn processes(group: &Path) -> Vec<u32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
