@@ -258,11 +258,9 @@ impl Catalog {
     /// The problems of the Services that were judged, and of those that share an address with them.
     fn tell_problems(&mut self, judged: BTreeSet<Name>, addrs: &BTreeSet<ServiceAddr>) {
         let mut services = judged;
-        for addr in addrs {
-            let mut claims = self.claims_on(*addr).map(|(_, service, _)| service);
-            // One claim is its own Service's, which was judged.
-            if let (Some(first), Some(second)) = (claims.next(), claims.next()) {
-                services.extend([first, second].into_iter().chain(claims).cloned());
+        for (_, service, _) in addrs.iter().flat_map(|addr| self.claims_on(*addr)) {
+            if !services.contains(service) {
+                services.insert(service.clone());
             }
         }
         for service in services {

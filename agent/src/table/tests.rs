@@ -27,6 +27,10 @@ fn built_on(node: Option<&str>, yaml: &str) -> Built {
     catalog.built()
 }
 
+mod duplicates;
+mod random;
+mod reach;
+mod runtime;
 mod store;
 
 fn service_addr(text: &str) -> ServiceAddr {
