@@ -24,7 +24,7 @@ pub use endpoints::misplaced;
 pub use pods::Pods;
 pub use problem::{Place, Problem, Problems};
 pub use select::{LeftAlone, Reason};
-pub use store::{Changed, Name, Store, Update};
+pub use store::Update;
 
 /// How an endpoint is chosen for a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -36,6 +36,9 @@ fn gone(port: u16) -> Change {
     Change { addr: addr(port), service: None }
 }
 
+type Workers<'a> = Box<dyn FnMut(Arc<[Change]>) -> Taken<'a> + 'a>;
+type Kernel<'a> = Box<dyn FnMut(KernelChange) -> anyhow::Result<()> + 'a>;
+
 /// Workers and kernel as a log, with the kernel refusing while it is told to.
 #[derive(Default)]
 struct World {
@@ -44,9 +47,7 @@ struct World {
 }
 
 impl World {
-    fn publisher<'a>(
-        &'a self,
-    ) -> Publisher<impl FnMut(Arc<[Change]>) -> Taken<'a>, impl FnMut(KernelChange) -> anyhow::Result<()>> {
+    fn publisher(&self) -> Publisher<Workers<'_>, Kernel<'_>> {
         let workers = |changes: Arc<[Change]>| Taken { world: self, changes, polled: false };
         let kernel = |change: KernelChange| {
             anyhow::ensure!(!self.refuses.get(), "refused");
@@ -59,7 +60,7 @@ impl World {
             });
             Ok(())
         };
-        Publisher::new(workers, kernel)
+        Publisher::new(Box::new(workers), Box::new(kernel))
     }
 
     fn log(&self) -> Vec<String> {

@@ -249,7 +249,9 @@ impl Catalog {
             if before == service.as_ref() {
                 continue;
             }
-            log_change(before, service.as_ref(), addrs.len() > MANY);
+            if addrs.len() <= MANY {
+                log_change(before, service.as_ref());
+            }
             match &service {
                 Some(service) => {
                     self.last_id = self.last_id.max(service.id);
@@ -268,11 +270,9 @@ impl Catalog {
     /// The problems of the Services that were judged, and of those that share an address with them.
     fn tell_problems(&mut self, judged: BTreeSet<Name>, addrs: &BTreeSet<ServiceAddr>) {
         let mut services = judged;
-        for addr in addrs {
-            let mut claims = self.claims_on(*addr).map(|(_, service, _)| service);
-            // One claim is its own Service's, which was judged.
-            if let (Some(first), Some(second)) = (claims.next(), claims.next()) {
-                services.extend([first, second].into_iter().chain(claims).cloned());
+        for (_, service, _) in addrs.iter().flat_map(|addr| self.claims_on(*addr)) {
+            if !services.contains(service) {
+                services.insert(service.clone());
             }
         }
         for service in services {
@@ -315,24 +315,19 @@ impl Catalog {
     }
 }
 
-/// More changes than this at once (a start, a re-list) are told by their number.
+/// Changes of more addresses than this at once (a start, a re-list) are told by their number.
 const MANY: usize = 32;
 
-fn log_change(before: Option<&Arc<Service>>, now: Option<&Arc<Service>>, quiet: bool) {
-    macro_rules! say {
-        ($service:expr, $($rest:tt)*) => {{
-            let (service, addr) = (&$service.name, $service.addr);
-            match quiet {
-                true => tracing::debug!(%service, %addr, $($rest)*),
-                false => tracing::info!(%service, %addr, $($rest)*),
-            }
-        }};
-    }
+fn log_change(before: Option<&Arc<Service>>, now: Option<&Arc<Service>>) {
     match (before, now) {
-        (Some(before), None) => say!(before, "Service is no longer redirected"),
+        (Some(before), None) => {
+            let Service { name, addr, .. } = &**before;
+            tracing::info!(service = %name, %addr, "Service is no longer redirected");
+        }
         (before, Some(now)) if before.is_none_or(|it| it.endpoints != now.endpoints || it.reach != now.reach) => {
-            let (endpoints, reach, usable) = (now.endpoints.len(), now.reach.name(), now.usable);
-            say!(now, endpoints, usable, reach, "endpoints have changed");
+            let Service { name, addr, usable, .. } = &**now;
+            let (endpoints, reach) = (now.endpoints.len(), now.reach.name());
+            tracing::info!(service = %name, %addr, endpoints, usable, reach, "endpoints have changed");
         }
         (_, Some(_)) | (None, None) => {}
     }

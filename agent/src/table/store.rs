@@ -20,29 +20,29 @@ pub enum Update {
 
 /// An object that differs from before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub(super) struct Changed {
     /// None: it is new.
-    pub old: Option<Object>,
+    pub(super) old: Option<Object>,
     /// None: it is gone.
-    pub new: Option<Object>,
+    pub(super) new: Option<Object>,
 }
 
 /// Namespace and name, or an empty namespace and the name.
-pub type Name = (Arc<str>, Arc<str>);
+pub(super) type Name = (Arc<str>, Arc<str>);
 
 /// All objects that the table is built from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Store {
-    pub services: BTreeMap<Name, Arc<Service>>,
-    pub slices: BTreeMap<Name, Arc<EndpointSlice>>,
-    pub pods: BTreeMap<Name, Arc<Pod>>,
-    pub namespaces: BTreeMap<Name, Arc<Namespace>>,
-    pub nodes: BTreeMap<Name, Arc<Node>>,
+pub(super) struct Store {
+    pub(super) services: BTreeMap<Name, Arc<Service>>,
+    pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    pub(super) pods: BTreeMap<Name, Arc<Pod>>,
+    pub(super) namespaces: BTreeMap<Name, Arc<Namespace>>,
+    pub(super) nodes: BTreeMap<Name, Arc<Node>>,
 }
 
 impl Store {
     /// Takes in one update and tells what differs from before.
-    pub fn apply(&mut self, update: Update) -> Vec<Changed> {
+    pub(super) fn apply(&mut self, update: Update) -> Vec<Changed> {
         match update {
             Update::Apply(object) => self.put(object).into_iter().collect(),
             Update::Delete { key, uid } => {
@@ -63,7 +63,7 @@ impl Store {
     }
 
     /// The object of this kind and name.
-    pub fn get(&self, key: &Key) -> Option<Object> {
+    pub(super) fn get(&self, key: &Key) -> Option<Object> {
         let name = (key.namespace.clone(), key.name.clone());
         match key.kind {
             Kind::Service => self.services.get(&name).cloned().map(Object::Service),

@@ -27,6 +27,10 @@ fn built_on(node: Option<&str>, yaml: &str) -> Built {
     catalog.built()
 }
 
+mod duplicates;
+mod random;
+mod reach;
+mod runtime;
 mod store;
 
 fn service_addr(text: &str) -> ServiceAddr {
@@ -425,4 +429,27 @@ fn the_shape_of_the_api_servers_json_is_read() {
     let slice: object::EndpointSlice = serde_json::from_str(json).unwrap();
     assert_eq!((slice.endpoints.len(), slice.ports.len()), (0, 0));
     assert_eq!(slice.metadata.labels.service_name, Some(Arc::from("a")));
+
+    let json = r#"{"addresses":["10.1.0.1"],"conditions":{"ready":true},"nodeName":"n1","zone":"z1","hostname":"h",
+        "hints":{"forZones":[{"name":"z1"}],"forNodes":[{"name":"n1"}]},"deprecatedTopology":{"a":"b"},
+        "targetRef":{"kind":"Pod","namespace":"default","name":"a-1","uid":"u-1"}}"#;
+    let endpoint: object::SliceEndpoint = serde_json::from_str(json).unwrap();
+    let hints = endpoint.hints.as_deref().unwrap();
+    assert_eq!((endpoint.node_name.as_deref(), endpoint.target_uid.as_deref()), (Some("n1"), Some("u-1")));
+    assert_eq!((&*hints.zones, &*hints.nodes), (&[Arc::from("z1")][..], &[Arc::from("n1")][..]));
+    let again: object::SliceEndpoint = serde_json::from_str(json).unwrap();
+    assert!(Arc::ptr_eq(endpoint.hints.as_ref().unwrap(), again.hints.as_ref().unwrap()), "equal hints are held once");
+
+    let json = r#"{"metadata":{"name":"n1","labels":{"topology.kubernetes.io/zone":"z1","kubernetes.io/os":"linux"}},
+        "spec":{"podCIDR":"10.1.0.0/24"},"status":{"phase":"Running"}}"#;
+    let node: object::Node = serde_json::from_str(json).unwrap();
+    assert_eq!(node.metadata.labels.zone.as_deref(), Some("z1"));
+    assert_eq!(Object::Node(Arc::new(node)).key().to_string(), "Node n1");
+}
+
+#[test]
+fn an_endpoint_is_small_in_memory() {
+    // A cluster's hundred thousand are held by every agent.
+    assert_eq!(size_of::<object::SliceEndpoint>(), 64);
+    assert_eq!(size_of::<Endpoint>(), 48);
 }

@@ -190,7 +190,7 @@ fn cure(field: &str, message: &str) -> &'static str {
         "type" => "write ClusterIP, NodePort, LoadBalancer or ExternalName",
         "sessionAffinity" => "write None or ClientIP",
         "internalTrafficPolicy" => "write Cluster or Local",
-        "ready" | "serving" | "terminating" => "write true or false, or leave it out",
+        "ready" | "serving" | "terminating" | "hostNetwork" => "write true or false, or leave it out",
         "" => "correct the YAML; `kubectl apply --dry-run=client -f FILE` tells more",
         _ => "write it as the Kubernetes API reference has it; `kubectl explain` tells more",
     }

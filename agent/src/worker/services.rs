@@ -57,3 +57,78 @@ impl Services {
         self.dialled.values()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::addr::EndpointAddr;
+    use crate::table::{Endpoint, Policy, Reach, ServicePortName};
+
+    fn addr() -> ServiceAddr {
+        ServiceAddr::new(([10, 96, 0, 10], 50051).into())
+    }
+
+    fn listed(name: &str, endpoints: &[u8]) -> [Change; 1] {
+        let endpoint = |last: &u8| {
+            let addr = EndpointAddr::new(([10, 1, 0, *last], 1).into());
+            Endpoint { addr, identity: addr.to_string().into() }
+        };
+        let service = Service {
+            id: 1,
+            addr: addr(),
+            name: ServicePortName { namespace: "shop".into(), service: name.into(), port: "".into() },
+            policy: Policy::RoundRobin,
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            reach: Reach::All,
+            usable: 0,
+        };
+        [Change { addr: addr(), service: Some(Arc::new(service)) }]
+    }
+
+    fn concerns(services: &mut Services, changes: &[Change]) -> (bool, usize) {
+        let Concerned { vanished, endpoints } = services.apply(changes);
+        (endpoints, vanished.len())
+    }
+
+    #[test]
+    fn load_is_counted_for_what_was_dialled_only() {
+        let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
+        assert!(services.dial(addr(), rng).is_none(), "not listed");
+        services.apply(&listed("cart", &[]));
+        assert!(services.dial(addr(), rng).is_none(), "without endpoints");
+        services.apply(&listed("cart", &[1, 2]));
+        assert_eq!(services.dialled().count(), 0);
+        let load = services.dial(addr(), rng).unwrap();
+        assert_eq!(load.endpoints().len(), 2);
+        assert!(Rc::ptr_eq(&load, &services.dial(addr(), rng).unwrap()), "all pods share it");
+        services.apply(&listed("cart", &[1, 2, 3]));
+        assert_eq!(load.endpoints().len(), 3, "it follows the changes");
+    }
+
+    #[test]
+    fn splitters_are_told_only_when_an_endpoint_leaves_that_somebody_holds() {
+        let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
+        services.apply(&listed("cart", &[1, 2]));
+        assert_eq!(concerns(&mut services, &listed("cart", &[2])), (false, 0), "nobody has dialled it");
+        let load = services.dial(addr(), rng).unwrap();
+        assert_eq!(concerns(&mut services, &listed("cart", &[2, 3])), (false, 0), "a new one");
+        assert_eq!(concerns(&mut services, &listed("cart", &[2])), (false, 0), "one without streams");
+        let held = load.pick(Instant::now(), rng, &[]).unwrap();
+        assert_eq!(concerns(&mut services, &listed("cart", &[4])), (true, 0));
+        assert!(!held.endpoint().is_current());
+    }
+
+    #[test]
+    fn an_address_that_is_anothers_has_lost_its_service() {
+        let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
+        services.apply(&listed("cart", &[1]));
+        let cart = services.dial(addr(), rng).unwrap();
+        assert_eq!(concerns(&mut services, &listed("till", &[1])), (false, 1));
+        assert!(!Rc::ptr_eq(&cart, &services.dial(addr(), rng).unwrap()));
+        assert_eq!(concerns(&mut services, &[Change { addr: addr(), service: None }]), (false, 1));
+        assert!(services.dial(addr(), rng).is_none());
+        assert_eq!(concerns(&mut services, &[Change { addr: addr(), service: None }]), (false, 0));
+    }
+}

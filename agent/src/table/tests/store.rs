@@ -1,5 +1,6 @@
 //! What updates make of the objects known before.
 
+use super::super::store::{Changed, Store};
 use super::*;
 
 fn pod(uid: &str) -> Object {
