@@ -7,6 +7,7 @@
 mod agent;
 mod cgroup;
 mod cleanup;
+mod image;
 mod kube_proxy;
 mod launch;
 mod manifest;
@@ -18,6 +19,7 @@ mod snapshot;
 
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
+pub use image::Image;
 pub use launch::{Launch, Process};
 pub use netns::{Netns, find_tool};
 pub use node::{Node, NodeBuilder, require_root};
