@@ -2,6 +2,7 @@
 //! Each task is a file of its own.
 
 mod bench;
+mod cluster;
 mod demo;
 mod ebpf;
 mod host;
@@ -31,6 +32,9 @@ enum Task {
     /// A simulated node as a playground
     #[command(subcommand)]
     Node(NodeTask),
+    /// A real Kubernetes cluster of two nodes on this machine
+    #[command(subcommand)]
+    Cluster(cluster::Task),
     /// Run all tests, or one layer of them
     Test(test::Options),
     /// Rebuild the BPF object from source
@@ -65,6 +69,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
+        Task::Cluster(task) => cluster::run(&task),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => {
             let check = options.check.then(|| "--check".to_owned());

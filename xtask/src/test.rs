@@ -128,7 +128,7 @@ fn deny(runner: &Runner) -> Result<()> {
     runner.run(Command::new(program).current_dir(host::workspace()).args(["check", "licenses", "bans", "sources"]))
 }
 
-/// The simulated node's own tests and those that use one, except for the clients'.
+/// The simulated node's own tests and those that use one, except for the clients' (the cluster's have a task of their own).
 fn on_nodes(runner: &Runner) -> Result<()> {
     host::need_root("test node")?;
     host::need_tools(&[
@@ -142,7 +142,7 @@ fn on_nodes(runner: &Runner) -> Result<()> {
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
     let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib"];
     let targets = test_targets(&host::workspace().join("tests/tests"))?;
-    for target in targets.iter().filter(|name| *name != "clients") {
+    for target in targets.iter().filter(|name| !["clients", "cluster"].contains(&name.as_str())) {
         args.extend(["--test", target]);
     }
     // The figures that tests print are part of what a layer says.
@@ -242,6 +242,6 @@ mod tests {
     #[test]
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
-        assert_eq!(targets, ["clean_up", "clients", "kernel", "node", "promises"]);
+        assert_eq!(targets, ["clean_up", "clients", "cluster", "kernel", "node", "promises"]);
     }
 }
