@@ -121,9 +121,9 @@ impl Cluster {
         }
         state::wait_for("the nodes to register", || {
             self.check_alive()?;
-            let nodes = self.kubectl(&["get", "nodes", "--output=name"])?;
+            let nodes = self.kubectl(&["get", "nodes", "--output=name"]).unwrap_or_default();
             // No pod is admitted without it.
-            let account = self.kubectl(&["get", "serviceaccount", "default", "--output=name", "--ignore-not-found"])?;
+            let account = self.kubectl(&["get", "serviceaccount", "default", "--output=name"]).unwrap_or_default();
             Ok(nodes.lines().count() == NODES.len() && !account.is_empty())
         })?;
         self.wait(&["--for=condition=Ready", "nodes", "--all"]).with_context(|| {
@@ -221,7 +221,7 @@ impl Cluster {
         })
     }
 
-    /// Asks every 100 ms until the answer is yes, for five minutes; an error then, with `what` it was.
+    /// Asks every 100 ms until the answer is yes, for five minutes, or an error.
     pub fn wait_until(&self, what: &str, done: impl FnMut() -> Result<bool>) -> Result<()> {
         state::wait_for(what, done)
     }

@@ -44,7 +44,7 @@ pub(super) fn start_api_server(programs: &Path) -> Result<()> {
     // Nodes' names are no names of this machine's resolver.
     option(&mut server, "kubelet-preferred-address-types", "InternalIP");
     option(&mut server, "service-account-issuer", "https://kubernetes.default.svc");
-    option(&mut server, "service-account-key-file", file("service-accounts.key"));
+    option(&mut server, "service-account-key-file", file("service-accounts.crt"));
     option(&mut server, "service-account-signing-key-file", file("service-accounts.key"));
     option(&mut server, "authorization-mode", "Node,RBAC");
     option(&mut server, "enable-admission-plugins", "NodeRestriction");

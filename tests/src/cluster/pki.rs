@@ -38,9 +38,8 @@ pub(super) fn make() -> Result<()> {
     let all = format!("subjectAltName={},{}", names.join(","), addresses.join(","));
     certificate("kube-apiserver", "/CN=kube-apiserver", true, &[&all, "extendedKeyUsage=serverAuth"])?;
     client("kubelet-client", "/O=system:masters/CN=kube-apiserver")?;
-    let mut key = state::command("openssl");
-    key.args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
-    state::run(key.args(["-out", &file("service-accounts.key")]), "").map(drop)
+    // The API server takes the public key from the certificate.
+    certificate("service-accounts", "/CN=service-accounts", false, &[])
 }
 
 fn client(name: &str, subject: &str) -> Result<()> {

@@ -217,19 +217,16 @@ pub(super) fn kill(name: &str) -> Result<()> {
 /// How long anything may take. Generous: the machine may be a slow one, and busy.
 const WITHIN: Duration = Duration::from_secs(300);
 
-/// Asks until the answer is yes. An error says what was waited for, and the last answer if that was an error.
+/// Asks until the answer is yes, or an error.
 pub(super) fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + WITHIN;
-    loop {
-        let answer = done();
-        if matches!(answer, Ok(true)) {
-            return Ok(());
-        }
+    while !done().with_context(|| format!("waited for {what}"))? {
         if Instant::now() > deadline {
-            return answer.and_then(|_| bail!("no")).with_context(|| format!("waited {WITHIN:?} for {what}"));
+            bail!("waited {WITHIN:?} in vain for {what}");
         }
         thread::sleep(Duration::from_millis(100));
     }
+    Ok(())
 }
 
 /// The last lines of a process's log.
