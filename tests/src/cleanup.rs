@@ -24,11 +24,13 @@ const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 /// How long a folder is tried to be removed while files appear in it.
 const FOLDER_WITHIN: Duration = Duration::from_secs(5);
 
+type Remove = fn() -> Result<()>;
+
 /// The nodes of this process, by name.
 static NODES: Mutex<BTreeMap<String, Leftovers>> = Mutex::new(BTreeMap::new());
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// What else a signal removes: a cluster that is half made, say.
-static ELSE: Mutex<Option<fn() -> Result<()>>> = Mutex::new(None);
+static ELSE: Mutex<Option<Remove>> = Mutex::new(None);
 
 /// What a node has that outlives its processes. Removed by [`remove`].
 #[derive(Clone, Debug)]
@@ -80,7 +82,7 @@ impl Leftovers {
 
 /// From now on, until it is told otherwise, a signal that ends this process first calls `remove`. What runs meanwhile on
 /// other threads is for `remove` to hold up.
-pub(crate) fn on_signal(remove: Option<fn() -> Result<()>>) -> Result<()> {
+pub(crate) fn on_signal(remove: Option<Remove>) -> Result<()> {
     handle_signals()?;
     *ELSE.lock().unwrap_or_else(PoisonError::into_inner) = remove;
     Ok(())

@@ -71,7 +71,7 @@ fn down() -> Result<ExitCode> {
 fn shell(command: &[OsString]) -> Result<ExitCode> {
     host::need_root("cluster shell")?;
     let cluster = Cluster::attach().or_else(|_| bring_up())?;
-    let own = [OsString::from(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()))];
+    let own = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     let (program, args) = if command.is_empty() { &own[..] } else { command }.split_first().context("no command")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = cluster.tools().into_iter().chain(std::env::split_paths(&path)).collect();
@@ -102,7 +102,11 @@ fn test(filter: Option<&str>) -> Result<ExitCode> {
     let mut cargo = host::cargo();
     cargo.args(["test", "--quiet", "--no-fail-fast", "--package", "testbed", "--test", "cluster", "--"]);
     // What a test prints are its figures; one after another, so that one's load is not another's delay.
-    let status = cargo.args(["--show-output", "--test-threads=1", "--format=pretty"]).args(filter).status();
+    let status = cargo
+        .args(["--show-output", "--test-threads=1", "--format=pretty"])
+        .args(filter)
+        .env("RUST_BACKTRACE", "0")
+        .status();
     if ours {
         step("removing the cluster");
         Cluster::down()?;

@@ -61,6 +61,8 @@ pub(super) fn start_controllers(programs: &Path) -> Result<()> {
     option(&mut controllers, "root-ca-file", file("ca.crt"));
     option(&mut controllers, "leader-elect", false);
     option(&mut controllers, "secure-port", 0);
+    // The default is a folder below /usr.
+    option(&mut controllers, "flex-volume-plugin-dir", state::path("volume-plugins").display());
     state::spawn(name, controllers)?;
 
     let name = "kube-scheduler";
