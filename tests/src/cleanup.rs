@@ -24,9 +24,13 @@ const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 /// How long a folder is tried to be removed while files appear in it.
 const FOLDER_WITHIN: Duration = Duration::from_secs(5);
 
+type Remove = fn() -> Result<()>;
+
 /// The nodes of this process, by name.
 static NODES: Mutex<BTreeMap<String, Leftovers>> = Mutex::new(BTreeMap::new());
 static NUMBER: AtomicU32 = AtomicU32::new(0);
+/// What else a signal removes: a cluster that is half made, say.
+static ELSE: Mutex<Option<Remove>> = Mutex::new(None);
 
 /// What a node has that outlives its processes. Removed by [`remove`].
 #[derive(Clone, Debug)]
@@ -76,6 +80,14 @@ impl Leftovers {
     }
 }
 
+/// From now on, until it is told otherwise, a signal that ends this process first calls `remove`. What runs meanwhile on
+/// other threads is for `remove` to hold up.
+pub(crate) fn on_signal(remove: Option<Remove>) -> Result<()> {
+    handle_signals()?;
+    *ELSE.lock().unwrap_or_else(PoisonError::into_inner) = remove;
+    Ok(())
+}
+
 fn nodes() -> std::sync::MutexGuard<'static, BTreeMap<String, Leftovers>> {
     NODES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -111,7 +123,7 @@ pub(crate) fn owner(name: &str) -> Option<(u32, u64)> {
 }
 
 /// When the process started, in clock ticks since the machine did; none: no such process, or a zombie, which holds nothing.
-fn started_at(pid: u32) -> Option<u64> {
+pub(crate) fn started_at(pid: u32) -> Option<u64> {
     // proc_pid_stat(5): the second field, in parentheses, may contain anything; state is the third, start time the 22nd.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -122,7 +134,7 @@ fn started_at(pid: u32) -> Option<u64> {
 /// The writing end of the pipe that wakes the cleaner; -1 until it exists.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-extern "C" fn on_signal(signal: libc::c_int) {
+extern "C" fn wake_the_cleaner(signal: libc::c_int) {
     let byte = signal as u8;
     // SAFETY: write is async-signal-safe; the pipe is never closed and `byte` outlives the call.
     unsafe { libc::write(WAKE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
@@ -153,6 +165,10 @@ fn install() -> Result<()> {
                 eprintln!("testbed: {error:#}");
             }
         }
+        let remove_else = ELSE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = remove_else.map(|remove| remove()) {
+            eprintln!("testbed: {error:#}");
+        }
         // Die of the signal, as the caller expects.
         // SAFETY: both take plain integers; nothing of this process runs after them that would need a handler.
         unsafe {
@@ -169,7 +185,7 @@ fn install() -> Result<()> {
             check(libc::sigaction(signal, std::ptr::null(), &mut old)).context("cannot read a signal's handler")?;
             if old.sa_sigaction == libc::SIG_DFL {
                 let mut new: libc::sigaction = std::mem::zeroed();
-                new.sa_sigaction = on_signal as *const () as usize;
+                new.sa_sigaction = wake_the_cleaner as *const () as usize;
                 new.sa_flags = libc::SA_RESTART;
                 check(libc::sigaction(signal, &new, std::ptr::null_mut())).context("cannot handle a signal")?;
             }

@@ -2,11 +2,12 @@
 //! runc starts them), kube-proxy's DNAT by nftables, and the objects of a cluster as a folder of YAML. The node is a
 //! network namespace of its own: the host stays untouched and several nodes run side by side. Guards remove
 //! everything on drop, on panic, and on SIGINT, SIGTERM and SIGHUP; what a SIGKILL leaves is swept at the next start.
-//! Needs root. No kubelet, no API server, no container images: processes see the host's files.
+//! Needs root. No kubelet, no API server, no container images: processes see the host's files. [`Cluster`] has all of these.
 
 mod agent;
 mod cgroup;
 mod cleanup;
+mod cluster;
 mod image;
 mod kube_proxy;
 mod launch;
@@ -19,6 +20,7 @@ mod snapshot;
 
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
+pub use cluster::{Cluster, KubeNode};
 pub use image::Image;
 pub use launch::{Launch, Process};
 pub use netns::{Netns, find_tool};

@@ -2,6 +2,7 @@
 //! Each task is a file of its own.
 
 mod bench;
+mod cluster;
 mod demo;
 mod ebpf;
 mod host;
@@ -37,6 +38,9 @@ enum Task {
     Image(image::Options),
     /// Render what `kubectl apply -k manifests` applies from the Helm chart
     Manifests(manifests::Options),
+    /// A real Kubernetes cluster of two nodes on this machine
+    #[command(subcommand)]
+    Cluster(cluster::Task),
     /// Run all tests, or one layer of them
     Test(test::Options),
     /// Rebuild the BPF object from source
@@ -73,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Node(NodeTask::Run(options)) => node::run(&options),
         Task::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Manifests(options) => manifests::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Cluster(task) => cluster::run(&task),
         Task::Test(options) => test::run(&options),
         Task::Ebpf(options) => {
             let check = options.check.then(|| "--check".to_owned());

@@ -140,7 +140,7 @@ fn find_program(name: &OsStr, programs: &Path) -> PathBuf {
 }
 
 /// As a shell has it: 128 and the number of the signal that ended it.
-fn exit_code(status: ExitStatus) -> u8 {
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     u8::try_from(code).unwrap_or(u8::MAX)
 }

@@ -128,8 +128,8 @@ fn deny(runner: &Runner) -> Result<()> {
     runner.run(Command::new(program).current_dir(host::workspace()).args(["check", "licenses", "bans", "sources"]))
 }
 
-/// The simulated node's own tests and those that use one, except for the clients'; those of the manifests need a
-/// cluster's tools.
+/// The simulated node's own tests and those that use one, except for the clients'; those of the cluster and of its
+/// manifests have a layer of their own.
 fn on_nodes(runner: &Runner) -> Result<()> {
     host::need_root("test node")?;
     host::need_tools(&[
@@ -143,7 +143,7 @@ fn on_nodes(runner: &Runner) -> Result<()> {
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
     let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib"];
     let targets = test_targets(&host::workspace().join("tests/tests"))?;
-    for target in targets.iter().filter(|name| !["clients", "manifests"].contains(&name.as_str())) {
+    for target in targets.iter().filter(|name| !["clients", "cluster", "manifests"].contains(&name.as_str())) {
         args.extend(["--test", target]);
     }
     // The figures that tests print are part of what a layer says.
@@ -243,6 +243,6 @@ mod tests {
     #[test]
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
-        assert_eq!(targets, ["check", "clean_up", "clients", "kernel", "manifests", "node", "promises"]);
+        assert_eq!(targets, ["check", "clean_up", "clients", "cluster", "kernel", "manifests", "node", "promises"]);
     }
 }

@@ -112,7 +112,7 @@ fn update(rng: &mut Rng, objects: &BTreeMap<Key, Object>) -> Update {
             kept.retain(|_, _| rng.u8(..4) > 0);
             let new = object(rng, kind);
             kept.insert(new.key(), new);
-            Update::Reset { kind, objects: kept.into_values().collect() }
+            Update::Reset { kind, objects: kept.into_values().collect(), unreadable: Vec::new() }
         }
         1..4 => {
             let uid = any(rng, &[None, None, Some("u-0"), Some("u-1")]).map(Arc::from);
@@ -132,7 +132,7 @@ fn keep(objects: &mut BTreeMap<Key, Object>, update: Update) {
                 objects.remove(&key);
             }
         }
-        Update::Reset { kind, objects: all } => {
+        Update::Reset { kind, objects: all, .. } => {
             objects.retain(|key, _| key.kind != kind);
             objects.extend(all.into_iter().map(|it| (it.key(), it)));
         }

@@ -79,7 +79,7 @@ fn pods_of_other_nodes_are_none_of_ours() {
         "c may be in a manifest by hand"
     );
     let mut catalog = Catalog::new(Some("n1".into()));
-    catalog.apply([Update::Reset { kind: Kind::Pod, objects: objects(&pods.concat()) }]);
+    catalog.apply([Update::Reset { kind: Kind::Pod, objects: objects(&pods.concat()), unreadable: Vec::new() }]);
     assert_eq!(catalog.pods().opted_out.len(), 2);
 }
 
@@ -110,7 +110,7 @@ fn a_relist_tells_its_differences_only_and_once() {
     let reset = |all: &[Object]| {
         [Kind::Service, Kind::EndpointSlice].map(|kind| {
             let objects = all.iter().filter(|it| it.kind() == kind).cloned().collect();
-            Update::Reset { kind, objects }
+            Update::Reset { kind, objects, unreadable: Vec::new() }
         })
     };
     let mut catalog = Catalog::default();
