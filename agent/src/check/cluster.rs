@@ -60,23 +60,23 @@ pub(super) async fn items(kubeconfig: Option<&Path>, node_name: Option<&str>) ->
     };
     let mut items = vec![version];
     for right in &RIGHTS {
-        items.push(match denied(&client, right).await {
-            Ok(denied) => judge_right(right, &denied),
-            Err(error) => Item::fail(
-                format!("RBAC: {}", right.resource),
-                format!("the API server does not say whether it is there: {}", in_words(&error)),
-                "let the agent's ServiceAccount create selfsubjectaccessreviews (the built-in ClusterRole \
-                 system:basic-user does)",
-            ),
-        });
+        match denied(&client, right).await {
+            Ok(denied) => items.push(judge_right(right, &denied)),
+            Err(error) => {
+                items.push(unasked(&error));
+                break;
+            }
+        }
     }
     items.push(match node_name {
         None => nameless(),
         Some(name) => match own_node(&client, name).await {
             Ok(zone) => node(name, zone),
-            Err(error) => {
-                Item::fail(NODE, format!("{name} cannot be looked up: {}", in_words(&error)), "see RBAC: nodes")
-            }
+            Err(error) => Item::fail(
+                NODE,
+                format!("{name} cannot be looked up: {}", in_words(&error)),
+                "see RBAC: the agent lists and watches nodes",
+            ),
         },
     });
     items
@@ -85,6 +85,8 @@ pub(super) async fn items(kubeconfig: Option<&Path>, node_name: Option<&str>) ->
 /// An answer in time.
 async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+        // The client shows all fields of the answer; these two tell.
+        Ok(Err(kube::Error::Api(status))) => anyhow::bail!("{} (HTTP {})", status.message, status.code),
         Ok(answer) => Ok(answer?),
         Err(_) => anyhow::bail!("no answer within {} s", ANSWER_WITHIN.as_secs()),
     }
@@ -160,6 +162,15 @@ async fn denied(client: &Client, right: &Right) -> anyhow::Result<Vec<&'static s
     Ok(denied)
 }
 
+fn unasked(error: &anyhow::Error) -> Item {
+    Item::fail(
+        "RBAC",
+        format!("the API server does not say what the agent may do: {}", in_words(error)),
+        "see that it accepts the agent's ServiceAccount or kubeconfig, and that these may create selfsubjectaccessreviews \
+         (the built-in ClusterRole system:basic-user says so)",
+    )
+}
+
 fn judge_right(right: &Right, denied: &[&str]) -> Item {
     let Right { group, resource, verbs, spared } = right;
     let name = format!("RBAC: {resource}");
@@ -171,7 +182,8 @@ fn judge_right(right: &Right, denied: &[&str]) -> Item {
          verbs: [{}]}}",
         verbs.join(", ")
     );
-    let found = format!("may not {} {resource} of the whole cluster", denied.join(" nor "));
+    let not = if denied.len() == 1 { "not" } else { "neither" };
+    let found = format!("may {not} {} {resource} of the whole cluster", denied.join(" nor "));
     match spared {
         None => Item::fail(name, found, cure),
         Some(lost) => Item::warn(name, format!("{found}: {lost}"), cure),
