@@ -7,7 +7,7 @@ mod control_plane;
 mod kube_node;
 mod network;
 mod pki;
-mod state;
+pub(crate) mod state;
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -51,7 +51,7 @@ impl Cluster {
 
     /// Whether there is anything of a cluster on this machine, dead or alive.
     pub fn exists() -> bool {
-        state::exists()
+        !state::traces().is_empty()
     }
 
     /// Brings up a cluster; a dead one is removed first, a living one is an error. `programs` has etcd, kubectl, the
@@ -64,7 +64,7 @@ impl Cluster {
             bail!("a cluster is up already: cargo xtask cluster down");
         }
         state::remove_on_signal(true)?;
-        if state::exists() {
+        if Self::exists() {
             say("removing what is left of a dead cluster");
             state::remove()?;
         }

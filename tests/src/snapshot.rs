@@ -1,5 +1,5 @@
-//! What is on the machine that sluice or a simulated node could leave behind: in, nothing; out, names that can be
-//! compared. Reads only; what other live processes' nodes have is not counted.
+//! What is on the machine that sluice, a simulated node or a cluster could leave behind: in, nothing; out, names that can
+//! be compared. Reads only; what other live processes' nodes have is not counted.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::cgroup;
 use crate::cleanup;
+use crate::cluster;
 use crate::netns::find_tool;
 
 /// The kernel takes namespaces and BPF objects down in the background after their last user is gone.
@@ -27,7 +28,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Of the machine as the calling process sees it: processes and network namespaces of this process and its
     /// descendants, named namespaces, links and nftables tables of its network namespace, cgroups and folders of simulated
-    /// nodes, BPF programs and links.
+    /// nodes and of the cluster, BPF programs and links.
     pub fn take() -> Result<Self> {
         let mut things = BTreeSet::new();
         processes(&mut things)?;
@@ -43,6 +44,7 @@ impl Snapshot {
         for folder in cgroup::children(&std::env::temp_dir()).iter().filter(|folder| is_ours(folder)) {
             things.insert(format!("folder {}", folder.display()));
         }
+        things.extend(cluster::state::traces().iter().map(|path| format!("cluster {}", path.display())));
         let others = held_by_others();
         bpf("prog", &others, &mut things)?;
         bpf("link", &others, &mut things)?;

@@ -91,30 +91,51 @@ fn test(filter: Option<&str>) -> Result<ExitCode> {
     host::need_root("cluster test")?;
     let found = Cluster::attach().ok();
     let ours = found.is_none();
+    let mut passed = true;
     let cluster = match found {
-        Some(cluster) => cluster,
-        None => bring_up()?,
+        Some(cluster) => {
+            step("a cluster is up and stays up: leaving out the tests that make and remove one");
+            cluster
+        }
+        None => {
+            prepare()?;
+            step("testing that a cluster leaves nothing behind");
+            passed &= run_tests("cluster_clean_up", filter)?;
+            bring_up()?
+        }
     };
     if ours {
         cluster.remove_on_signal()?;
     }
     step("running the cluster's tests");
-    let mut cargo = host::cargo();
-    cargo.args(["test", "--quiet", "--no-fail-fast", "--package", "testbed", "--test", "cluster", "--"]);
-    // What a test prints are its figures; one after another, so that one's load is not another's delay.
-    let status = cargo
-        .args(["--show-output", "--test-threads=1", "--format=pretty"])
-        .args(filter)
-        .env("RUST_BACKTRACE", "0")
-        .status();
+    let outcome = run_tests("cluster", filter);
     if ours {
         step("removing the cluster");
         Cluster::down()?;
     }
-    Ok(if status.context("cannot start cargo")?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    passed &= outcome?;
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a test target, whose own lines are the result; gives whether all passed.
+fn run_tests(target: &str, filter: Option<&str>) -> Result<bool> {
+    let mut cargo = host::cargo();
+    cargo.args(["test", "--quiet", "--package", "testbed", "--test", target, "--"]);
+    // One after another: one's load is not another's delay. What a test prints are its figures.
+    cargo.args(["--test-threads=1", "--format=pretty", "--show-output"]).args(filter);
+    Ok(cargo.env("RUST_BACKTRACE", "0").status().context("cannot start cargo")?.success())
 }
 
 fn bring_up() -> Result<Cluster> {
+    let programs = prepare()?;
+    let start = Instant::now();
+    let cluster = Cluster::up(&programs, step)?;
+    step(&format!("the cluster is up after {} s", start.elapsed().as_secs()));
+    Ok(cluster)
+}
+
+/// Everything a cluster is made of; gives the folder of the programs.
+fn prepare() -> Result<PathBuf> {
     host::need_tools(&[
         ("containerd", "containerd"),
         ("ctr", "containerd"),
@@ -128,9 +149,5 @@ fn bring_up() -> Result<Cluster> {
         ("mount", "mount"),
         ("go", "golang-go"),
     ])?;
-    let programs = programs::build()?;
-    let start = Instant::now();
-    let cluster = Cluster::up(&programs, step)?;
-    step(&format!("the cluster is up after {} s", start.elapsed().as_secs()));
-    Ok(cluster)
+    programs::build()
 }

@@ -65,9 +65,10 @@ pub(super) fn remove_on_signal(wanted: bool) -> Result<()> {
     cleanup::on_signal(wanted.then_some(remove_for_good))
 }
 
-/// Whether there is anything of a cluster, alive or not.
-pub(super) fn exists() -> bool {
-    path("").exists() || hierarchies().is_ok_and(|all| all.iter().any(|root| root.join(CGROUP).exists()))
+/// What is there of a cluster, alive or not: its folder and its cgroups.
+pub(crate) fn traces() -> Vec<PathBuf> {
+    let groups = hierarchies().unwrap_or_default().into_iter().map(|root| root.join(CGROUP));
+    groups.chain([path("")]).filter(|path| path.exists()).collect()
 }
 
 /// Makes the folder and the cgroups: `system` for the cluster's own processes, and these.
