@@ -55,7 +55,8 @@ setup_go() {
     # The generated package is laid over the module, so that it need not be in the tree.
     pair() { printf '"%s": "%s"' "$here/go/echopb/$1" "$out/go/echopb/$1"; }
     printf '{"Replace": {%s, %s}}\n' "$(pair echo.pb.go)" "$(pair echo_grpc.pb.go)" >"$out/go/overlay.json"
-    go -C "$here/go" build -buildvcs=false -overlay "$out/go/overlay.json" -o "$out/go/bin/echo" .
+    # Static, so that it runs in an image of its own, too.
+    CGO_ENABLED=0 go -C "$here/go" build -buildvcs=false -overlay "$out/go/overlay.json" -o "$out/go/bin/echo" .
     launcher go "exec '$out/go/bin/echo' \"\$@\""
 }
 

@@ -7,6 +7,7 @@
 mod agent;
 mod cgroup;
 mod cleanup;
+mod clients;
 mod cluster;
 mod image;
 mod kube_proxy;
@@ -20,6 +21,7 @@ mod snapshot;
 
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
+pub use clients::set_up_client;
 pub use cluster::{Cluster, KubeNode};
 pub use image::Image;
 pub use launch::{Launch, Process};

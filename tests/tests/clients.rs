@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -46,7 +45,7 @@ fn tonic_notices_nothing() {
 }
 
 fn notices_nothing(language: &str) -> Result<()> {
-    let program = set_up(language)?;
+    let program = testbed::set_up_client(language, &target()?)?;
     let node = Node::new()?;
     let backends = (0..ENDPOINTS).map(|n| Backend::start(&node, n)).collect::<Result<Vec<_>>>()?;
     // In turn: the one policy whose shares are exact.
@@ -95,16 +94,6 @@ impl Backend {
         pod.wait_listening(PORT, LISTENS_WITHIN)?;
         Ok(Self { pod, _server: server })
     }
-}
-
-/// Installs and builds one client, unless that is done; gives its command.
-fn set_up(language: &str) -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/setup.sh");
-    let target = target()?;
-    let status = Command::new(&script).arg(language).env("CARGO_TARGET_DIR", &target).status();
-    let status = status.with_context(|| format!("cannot run {}", script.display()))?;
-    ensure!(status.success(), "{} {language}: {status}; what is missing stands above", script.display());
-    Ok(target.join("clients/run").join(language))
 }
 
 /// Cargo's target folder, in whose `debug/deps` this test lies.

@@ -36,6 +36,14 @@ impl Namespace {
         Ok(space)
     }
 
+    pub fn cluster(&self) -> &'static Cluster {
+        self.cluster
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["--namespace", &self.name], args].concat())
     }

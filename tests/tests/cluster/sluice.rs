@@ -1,0 +1,283 @@
+//! sluice on the cluster, as a user installs it, and gRPC in pods beside it: in, `kubectl apply -k manifests` and the
+//! images that `cargo xtask image` made; out, the agents' own words, servers, clients and their reports. Judges nothing.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use testbed::{Cluster, Image, set_up_client};
+
+use super::world::{self, Namespace};
+
+pub const PORT: u16 = 50051;
+/// The namespace of the manifests.
+pub const SYSTEM: &str = "sluice-system";
+
+/// The repository's folder of manifests.
+pub fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("manifests")
+}
+
+/// Cargo's target folder, in whose `debug/deps` this test lies.
+fn target() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this test lies")?;
+    own.ancestors().nth(3).map(Path::to_owned).context("a test lies in target/debug/deps")
+}
+
+/// The cluster with sluice on it: installed afresh by the first test that asks, ready on every node.
+pub fn installed() -> Result<&'static Cluster> {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let cluster = world::cluster()?;
+    let mut installed = INSTALLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !*installed {
+        images(cluster)?;
+        // Whatever an earlier run left, perhaps of another build.
+        uninstall(cluster)?;
+        *installed = true;
+    }
+    install(cluster)?;
+    Ok(cluster)
+}
+
+/// `kubectl apply -k manifests`, and every agent ready. Repeats harmlessly.
+pub fn install(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["apply", "--kustomize", path(&manifests())?])?;
+    settle(cluster)
+}
+
+/// Waits until every node's agent is the one that the DaemonSet describes, and ready.
+pub fn settle(cluster: &Cluster) -> Result<()> {
+    let waited = cluster.kubectl(&["--namespace", SYSTEM, "rollout", "status", "ds/sluice-agent", "--timeout=300s"]);
+    waited.map(drop).with_context(|| {
+        let said = |args: &[&str]| cluster.kubectl(&[&["--namespace", SYSTEM], args].concat()).unwrap_or_default();
+        let logs = ["logs", "--selector=app.kubernetes.io/name=sluice-agent", "--all-containers", "--tail=20"];
+        format!("{}\n{}", said(&["describe", "pods"]), said(&logs))
+    })
+}
+
+/// `kubectl delete -k manifests`, until nothing of it is left.
+pub fn uninstall(cluster: &Cluster) -> Result<()> {
+    let args = ["delete", "--ignore-not-found", "--wait", "--timeout=300s", "--kustomize", path(&manifests())?];
+    cluster.kubectl(&args).map(drop)
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path in UTF-8")
+}
+
+/// Gives the nodes the images: the agent and the load test as users get them, and one with tools for client pods.
+fn images(cluster: &Cluster) -> Result<()> {
+    let images = target()?.join("images");
+    for name in ["sluice-agent", "sluice-loadtest"] {
+        let archive = images.join(format!("{name}-{}.tar", env!("CARGO_PKG_VERSION")));
+        ensure!(archive.is_file(), "no {}: run `cargo xtask cluster test`, which makes it", archive.display());
+        cluster.import_image(&archive)?;
+    }
+    set_up_client("go", &target()?)?;
+    let [programs, _] = cluster.tools();
+    let loadtest = target()?.join(format!("{}-unknown-linux-gnu/release/loadtest", std::env::consts::ARCH));
+    let kit = Image::of_program("sluice-kit", "1", &programs.join("probe"))?
+        .file("/usr/bin/loadtest", std::fs::read(loadtest)?, 0o755)
+        .file("/usr/bin/echo-client", std::fs::read(target()?.join("clients/go/bin/echo"))?, 0o755);
+    let archive = cluster.folder()?.join("kit.tar");
+    kit.write(&archive)?;
+    cluster.import_image(&archive)
+}
+
+/// One node's agent.
+pub struct Agent {
+    pub pod: String,
+    pub node: String,
+    cluster: &'static Cluster,
+}
+
+/// The agents that run and are not on their way out, ordered by node.
+pub fn agents(cluster: &'static Cluster) -> Result<Vec<Agent>> {
+    let get = ["--namespace", SYSTEM, "get", "pods", "--selector=app.kubernetes.io/name=sluice-agent", "--output=json"];
+    let pods: Value = serde_json::from_str(&cluster.kubectl(&get)?)?;
+    let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let agent =
+        |pod: &Value| Agent { pod: text(&pod["metadata"]["name"]), node: text(&pod["spec"]["nodeName"]), cluster };
+    let mut agents: Vec<_> = pods["items"].as_array().into_iter().flatten().filter(stays).map(agent).collect();
+    agents.sort_by(|a, b| a.node.cmp(&b.node));
+    Ok(agents)
+}
+
+impl Agent {
+    /// Its page `/status.json`.
+    pub fn status(&self) -> Result<Value> {
+        let page = format!("/api/v1/namespaces/{SYSTEM}/pods/{}:9966/proxy/status.json", self.pod);
+        serde_json::from_str(&self.cluster.kubectl(&["get", "--raw", &page])?).context("/status.json")
+    }
+
+    /// How many connects met this verdict in the kernel.
+    pub fn verdict(&self, name: &str) -> Result<u64> {
+        self.status()?["kernel_verdicts"][name].as_u64().with_context(|| format!("no verdict {name}"))
+    }
+
+    pub fn log(&self) -> Result<String> {
+        self.cluster.kubectl(&["--namespace", SYSTEM, "logs", &self.pod, "--all-containers"])
+    }
+}
+
+/// An Echo server's Deployment, as many pods on the one node as on the other, that goes the way well-made servers go: it
+/// serves on for a moment after it was told to end.
+pub fn echo(name: &str, replicas: usize) -> Value {
+    let labels = json!({ "app": name });
+    let container = json!({
+        "name": "server", "image": format!("sluice-loadtest:{}", env!("CARGO_PKG_VERSION")), "imagePullPolicy": "Never",
+        "args": ["server"],
+        "env": [{ "name": "POD_NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }],
+        "ports": [{ "name": "grpc", "containerPort": PORT }],
+        "readinessProbe": { "tcpSocket": { "port": "grpc" }, "periodSeconds": 1 },
+        "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } },
+    });
+    let spread = json!({
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": { "matchLabels": labels }, "matchLabelKeys": ["pod-template-hash"],
+    });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels },
+                "spec": {
+                    "terminationGracePeriodSeconds": 20,
+                    "topologySpreadConstraints": [spread],
+                    "containers": [container],
+                },
+            },
+        },
+    })
+}
+
+/// A Service on the pods of a Deployment, gRPC by its port's protocol.
+pub fn service(name: &str, app: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "annotations": {} },
+        "spec": {
+            "ipFamilyPolicy": "RequireDualStack",
+            "selector": { "app": app },
+            "ports": [{ "name": "api", "port": PORT, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c" }],
+        },
+    })
+}
+
+/// The same, left to kube-proxy.
+pub fn service_without_sluice(name: &str, app: &str) -> Value {
+    let mut service = service(name, app);
+    service["metadata"]["annotations"]["sluice.dev/redirect"] = "false".into();
+    service
+}
+
+/// A pod on this node that waits to be told what to do, with `loadtest` and `echo-client` in it.
+pub fn client(name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{ "name": "kit", "image": "sluice-kit:1", "imagePullPolicy": "Never" }],
+        },
+    })
+}
+
+impl Namespace {
+    /// Applies a Deployment and waits until all its pods are ready.
+    pub fn deploy(&self, deployment: &Value) -> Result<()> {
+        self.apply(std::slice::from_ref(deployment))?;
+        let name = deployment["metadata"]["name"].as_str().context("a name")?;
+        self.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=300s"]).map(drop)
+    }
+
+    /// Starts a client pod on a node and waits until it can be told something.
+    pub fn start_client(&self, name: &str, node: &str) -> Result<()> {
+        self.apply(&[client(name, node)])?;
+        self.wait(&["--for=condition=Ready", &format!("pod/{name}")])
+    }
+
+    /// A Service's address of IPv4 and its port.
+    pub fn target(&self, service: &str) -> Result<String> {
+        Ok(format!("{}:{PORT}", self.cluster_ips(service)?[0]))
+    }
+
+    /// Waits until every agent knows so many endpoints of the Service, and every kube-proxy at least one.
+    pub fn wait_endpoints(&self, service: &str, count: usize) -> Result<()> {
+        let cluster = self.cluster();
+        let name = format!("{}/{service}:api", self.name());
+        cluster.wait_until(&format!("{count} endpoints of {name} at every agent"), || {
+            Ok(agents(cluster)?.iter().all(|agent| {
+                let status = agent.status().unwrap_or_default();
+                let rows: Vec<_> = status["services"].as_array().into_iter().flatten().cloned().collect();
+                let mut rows = rows.iter().filter(|row| row["name"] == name.as_str()).peekable();
+                rows.peek().is_some() && rows.all(|row| row["endpoints"].as_array().is_some_and(|it| it.len() == count))
+            }))
+        })
+    }
+
+    /// Runs `loadtest` in a pod and gives its JSON; an error if it fails.
+    pub fn loadtest(&self, pod: &str, args: &[&str]) -> Result<Value> {
+        self.load(pod, args)?.finish()
+    }
+
+    /// Starts `loadtest` in a pod.
+    pub fn load(&self, pod: &str, args: &[&str]) -> Result<Load> {
+        let mut command = self.cluster().command("kubectl");
+        command.args(["--namespace", self.name(), "exec", pod, "--", "/usr/bin/loadtest"]).args(args);
+        command.args(["--json", "-"]);
+        Load::start(command)
+    }
+
+    /// Calls of one client, by the node whose pods answered.
+    pub fn calls_by_node(&self, report: &Value) -> Result<BTreeMap<String, u64>> {
+        let get = ["get", "pods", "--output=json"];
+        let pods: Value = serde_json::from_str(&self.kubectl(&get)?)?;
+        let mut by_node = BTreeMap::new();
+        for (endpoint, calls) in report["calls"].as_object().context("calls")? {
+            let pod = report["pods"][endpoint].as_str().unwrap_or_default();
+            let mut items = pods["items"].as_array().into_iter().flatten();
+            let found = items.find(|it| it["metadata"]["name"] == pod);
+            let node = found.and_then(|it| it["spec"]["nodeName"].as_str()).with_context(|| format!("no pod {pod}"))?;
+            *by_node.entry(node.to_owned()).or_default() += calls.as_u64().unwrap_or(0);
+        }
+        Ok(by_node)
+    }
+}
+
+/// A `loadtest` under way.
+pub struct Load {
+    process: Child,
+}
+
+impl Load {
+    fn start(mut command: Command) -> Result<Self> {
+        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Ok(Self { process: process.context("cannot start kubectl exec")? })
+    }
+
+    /// Its JSON, when it has ended by itself.
+    pub fn finish(mut self) -> Result<Value> {
+        // The table goes there, and is short enough to wait in the pipe.
+        let mut json = String::new();
+        let mut table = String::new();
+        self.process.stdout.take().context("stdout")?.read_to_string(&mut json)?;
+        self.process.stderr.take().context("stderr")?.read_to_string(&mut table)?;
+        let status = self.process.wait()?;
+        ensure!(status.success(), "loadtest: {status}\n{table}");
+        serde_json::from_str(&json).with_context(|| format!("loadtest's JSON: {json:?}\n{table}"))
+    }
+
+    /// The same; an error if a call failed or was not made.
+    pub fn finish_without_failure(self) -> Result<Value> {
+        let report = self.finish()?;
+        ensure!(report["failed"] == 0 && report["not_started"] == 0, "not all calls succeeded: {report:#}");
+        Ok(report)
+    }
+}
