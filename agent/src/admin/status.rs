@@ -78,6 +78,7 @@ fn traffic(report: &PodReport) -> Value {
         "without_flow": report.without_flow,
         "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
+        "ejected": report.ejected.iter().map(|e| json!({ "address": e.addr.to_string(), "failures": e.failures })).collect::<Value>(),
         "open_streams": report.splitter.open_streams,
         "streams": report.splitter.streams,
         "streams_failed": report.splitter.streams_failed,

@@ -2,11 +2,13 @@
 
 use std::num::NonZeroU16;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::addr::EndpointAddr;
+use crate::balance::EjectedEndpoint;
 use crate::table::{Ids, LeftAlone, Place, Reason, ServicePortName, Store, build};
 
 fn snapshot(state: State) -> Snapshot {
@@ -58,6 +60,7 @@ fn a_workers_report_is_joined_to_its_pods() {
         without_flow: 0,
         accepts_failed: 0,
         dials_failed: 0,
+        ejected: vec![EjectedEndpoint { addr: EndpointAddr::new(([10, 1, 0, 2], 50051).into()), failures: 3 }],
         splitter: crate::splitter::Stats { streams: 40, open_streams: 3, ..Default::default() },
     };
     let reports = vec![Some(Report { worker: 0, pods: vec![report], services: Vec::new() })];
@@ -65,6 +68,7 @@ fn a_workers_report_is_joined_to_its_pods() {
     let page: Value = serde_json::from_str(&status::page(&view)).unwrap();
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
+    assert_eq!(page["pods"][0]["traffic"]["ejected"][0], json!({ "address": "10.1.0.2:50051", "failures": 3 }));
 
     let page = metrics::page(&view);
     let series = "{pod=\"shop/we\\\"b\",netns=\"77\"";

@@ -235,6 +235,7 @@ impl PodState {
             cookie,
             netns,
             name,
+            reach: Default::default(),
             splitter: None,
             by_conn: Vec::new(),
             to_write: Default::default(),
