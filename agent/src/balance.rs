@@ -17,6 +17,9 @@ use crate::table::{Policy, Service};
 
 pub use reach::{Change, EjectedEndpoint, Reach};
 
+/// Tries to draw a good endpoint before all are looked at: most are good, nearly always.
+const DRAWS: usize = 4;
+
 /// What speaks against an endpoint for one stream; the least is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -163,22 +166,49 @@ impl ServiceLoad {
         if count == 0 {
             return None;
         }
-        let begin = state.next % count;
-        let turn = || (0..count).map(|step| (begin + step) % count);
+        let turn = state.next % count;
+        state.next = turn + 1;
         let good = |i: &usize| standing(&endpoints[*i]) == Standing::Good;
-        // Nearly always the first one that is looked at.
-        let chosen = turn().find(good).or_else(|| turn().min_by_key(|i| standing(&endpoints[*i])))?;
+        // Chance takes the place of an endpoint that is passed over. The next one in turn would get twice its share; and
+        // if it got the turn too, a pod that passes one over would lead others that call in step with it to the same
+        // endpoint again and again.
+        let chosen = if good(&turn) {
+            turn
+        } else {
+            let drawn = (0..DRAWS).map(|_| rng.usize(..count)).find(good);
+            drawn.unwrap_or_else(|| best(endpoints, rng, &standing))
+        };
         let picked = match state.service.policy {
             Policy::LeastRequest if count > 1 => {
                 // The turn's endpoint against another drawn at random: the turn breaks ties, so equal load means equal shares.
                 let rival = (chosen + 1 + rng.usize(..count - 1)) % count;
-                if good(&rival) && endpoints[rival].open() < endpoints[chosen].open() { rival } else { chosen }
+                let less = endpoints[rival].open() < endpoints[chosen].open();
+                if less && good(&rival) { rival } else { chosen }
             }
             Policy::LeastRequest | Policy::RoundRobin => chosen,
         };
-        state.next = chosen + 1;
         Some(Picked::new(&state.endpoints[picked]))
     }
+}
+
+/// One by chance among those against which the least speaks.
+fn best(
+    endpoints: &[Rc<EndpointLoad>],
+    rng: &mut fastrand::Rng,
+    standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+) -> usize {
+    let (mut chosen, mut least, mut equals) = (0, Standing::Tried, 0);
+    for (i, standing) in endpoints.iter().map(standing).enumerate() {
+        if standing < least {
+            (chosen, least, equals) = (i, standing, 1);
+        } else if standing == least {
+            equals += 1;
+            if rng.usize(..equals) == 0 {
+                chosen = i;
+            }
+        }
+    }
+    chosen
 }
 
 impl Drop for ServiceLoad {

@@ -286,6 +286,14 @@ impl World {
         }
     }
 
+    /// As [`World::answer_dials`], for one endpoint.
+    pub fn answer_dial_of(&mut self, addr: EndpointAddr) {
+        let (answered, rest) = std::mem::take(&mut self.dials).into_iter().partition(|(_, to)| *to == addr);
+        self.dials = answered;
+        self.answer_dials();
+        self.dials.extend::<VecDeque<_>>(rest);
+    }
+
     fn answer_dial(&mut self, conn: ConnId, addr: EndpointAddr) {
         match self.accepted.get_mut(&addr) {
             Some(backlog) => {
