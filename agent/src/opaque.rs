@@ -193,21 +193,23 @@ mod tests {
         assert_eq!(pipe.waiting.capacity(), 0);
     }
 
+    fn service(endpoints: &[&str], rng: &mut fastrand::Rng) -> Rc<ServiceLoad> {
+        let endpoint =
+            |addr: &&str| Endpoint { addr: EndpointAddr::new(addr.parse().unwrap()), identity: (*addr).into() };
+        let listed = Service {
+            id: 1,
+            addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),
+            name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
+            policy: Policy::RoundRobin,
+            endpoints: endpoints.iter().map(endpoint).collect(),
+        };
+        ServiceLoad::new(std::sync::Arc::new(listed), rng)
+    }
+
     #[test]
     fn each_endpoint_is_tried_once_and_then_the_choice_is_exhausted() {
         let rng = &mut fastrand::Rng::with_seed(1);
-        let endpoints = ["10.1.0.1:1", "10.1.0.2:1", "10.1.0.3:1"]
-            .map(|addr| Endpoint { addr: EndpointAddr::new(addr.parse().unwrap()), identity: addr.into() });
-        let service = ServiceLoad::new(
-            std::sync::Arc::new(Service {
-                id: 1,
-                addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),
-                name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
-                policy: Policy::RoundRobin,
-                endpoints: endpoints.into(),
-            }),
-            rng,
-        );
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1", "10.1.0.3:1"], rng);
         let (mut choice, reach, now) = (Choice::default(), Reach::default(), Instant::now());
         let mut seen = BTreeSet::new();
         let mut last = None;
@@ -219,5 +221,40 @@ mod tests {
         }
         assert_eq!(seen.len(), 3);
         assert_eq!(last.unwrap().open(), 0);
+    }
+
+    #[test]
+    fn an_endpoint_that_was_given_up_is_dialled_again_when_all_others_have_failed() {
+        let rng = &mut fastrand::Rng::with_seed(1);
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1"], rng);
+        let (mut choice, reach, now) = (Choice::default(), Reach::default(), Instant::now());
+        let slow = Rc::clone(choice.next(&service, &reach, now, rng).unwrap());
+        assert!(choice.has_another(&service, &reach, now));
+        choice.failed(&reach, now, rng, true);
+        assert!(!Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), &slow));
+        assert!(!choice.has_another(&service, &reach, now), "the other one is ejected");
+        choice.failed(&reach, now, rng, false);
+        assert!(Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), &slow));
+        assert!(!choice.has_another(&service, &reach, now), "the other one was tried");
+        choice.failed(&reach, now, rng, false);
+        assert!(choice.next(&service, &reach, now, rng).is_none());
+    }
+
+    #[test]
+    fn one_connection_probes_an_ejected_endpoint_whose_back_off_is_over() {
+        let rng = &mut fastrand::Rng::with_seed(1);
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1"], rng);
+        let (reach, begin) = (Reach::default(), Instant::now());
+        let out = &service.endpoints()[0];
+        reach.failed(begin, out, rng);
+        let later = begin + std::time::Duration::from_secs(2);
+        for (now, probes) in [(begin, 0), (later, 1)] {
+            let mut on_it = 0;
+            for _ in 0..10 {
+                let mut choice = Choice::default();
+                on_it += usize::from(Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), out));
+            }
+            assert_eq!(on_it, probes);
+        }
     }
 }
