@@ -1,8 +1,8 @@
 //! Pure balancing: one Service's endpoints with their load on this worker, and `pick`.
 //!
-//! In: the Service as the table knows it, what speaks against an endpoint, chance. Out: a [`Picked`] that counts as open
-//! until it is dropped. It dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`). Load is shared by
-//! a worker's pods; which endpoints a pod can reach is its own affair ([`Reach`]).
+//! In: the Service as the table knows it, what speaks against an endpoint, chance. Out: a [`Picked`] that counts as
+//! open until it is dropped. It dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`). Load is
+//! shared by a worker's pods; which endpoints a pod can reach is its own affair ([`Reach`]).
 
 mod reach;
 
@@ -169,9 +169,9 @@ impl ServiceLoad {
         let turn = state.next % count;
         state.next = turn + 1;
         let good = |i: &usize| standing(&endpoints[*i]) == Standing::Good;
-        // Chance takes the place of an endpoint that is passed over. The next one in turn would get twice its share; and
-        // if it got the turn too, a pod that passes one over would lead others that call in step with it to the same
-        // endpoint again and again.
+        // Chance takes the place of an endpoint that is passed over. The next one in turn would get twice its share;
+        // and if it got the turn too, a pod that passes one over would lead others that call in step with it to the
+        // same endpoint again and again.
         let chosen = if good(&turn) {
             turn
         } else {

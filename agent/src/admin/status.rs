@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{PodLine, Snapshot, State, View};
+use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
 use crate::table::{LeftAlone, Policy, Problem, Service};
 use crate::worker::{PodReport, Report};
@@ -78,7 +79,7 @@ fn traffic(report: &PodReport) -> Value {
         "without_flow": report.without_flow,
         "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
-        "ejected": report.ejected.iter().map(|e| json!({ "address": e.addr.to_string(), "failures": e.failures })).collect::<Value>(),
+        "ejected": report.ejected.iter().map(ejected).collect::<Value>(),
         "open_streams": report.splitter.open_streams,
         "streams": report.splitter.streams,
         "streams_failed": report.splitter.streams_failed,
@@ -86,6 +87,10 @@ fn traffic(report: &PodReport) -> Value {
         "protocol_errors": report.splitter.protocol_errors,
         "floods": report.splitter.floods,
     })
+}
+
+fn ejected(endpoint: &EjectedEndpoint) -> Value {
+    json!({ "address": endpoint.addr.to_string(), "failures": endpoint.failures })
 }
 
 fn problem(problem: &Problem) -> Value {

@@ -1,8 +1,8 @@
 //! Which endpoints one pod cannot reach: how often dials failed, and until when an endpoint is passed over for it.
 //!
-//! In: how dials ended, with `now` and chance. Out: what speaks against an endpoint, which one is to be probed, and what
-//! changed. It is one pod's, shared by its HTTP/2 streams and its opaque connections: a NetworkPolicy that forbids this
-//! pod an endpoint is no other pod's affair. It dials nothing. Nothing is kept of endpoints that can be reached.
+//! In: how dials ended, with `now` and chance. Out: what speaks against an endpoint, which one is to be probed, and
+//! what changed. It is one pod's, shared by its HTTP/2 streams and its opaque connections: a NetworkPolicy that forbids
+//! this pod an endpoint is no other pod's affair. It dials nothing. Nothing is kept of endpoints that can be reached.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -1,5 +1,5 @@
-//! Promises about endpoints that cannot be dialled: they are passed over, probed in the background, and cost no call more
-//! than the patience. Time is the world's own.
+//! Promises about endpoints that cannot be dialled: they are passed over, probed in the background, and cost no call
+//! more than the patience. Time is the world's own.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -162,6 +162,19 @@ fn a_black_hole_costs_few_calls_the_patience_and_gets_few_dials() {
     let shares = t.shares();
     assert_eq!(shares.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 3]);
     assert!(shares[0].1.abs_diff(shares[1].1) <= 150, "{shares:?}");
+}
+
+#[test]
+fn a_call_that_waited_for_one_black_hole_goes_to_an_endpoint_that_has_answered_before() {
+    let mut t = Traffic::new(1);
+    t.call();
+    t.s.world.black_holes.extend((2..=9).map(endpoint));
+    t.s.list(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    t.calls(9, 300 * MILLISECOND);
+    t.pass(patience());
+    t.all_were_served();
+    let waited = t.waited();
+    assert!(!waited.is_empty() && waited.iter().all(|wait| *wait == patience()), "{waited:?}");
 }
 
 #[test]
