@@ -1,31 +1,50 @@
 //! Pure balancing: one Service's endpoints with their load on this worker, and `pick`.
 //!
-//! In: the Service as the table knows it, `now`, chance. Out: a [`Picked`] that counts as open until it is dropped. It
-//! dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`).
+//! In: the Service as the table knows it, what speaks against an endpoint, chance. Out: a [`Picked`] that counts as
+//! open until it is dropped. It dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`). Load is
+//! shared by a worker's pods; which endpoints a pod can reach is its own affair ([`Reach`]).
+
+mod reach;
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 
-use crate::addr::EndpointAddr;
+use crate::addr::{EndpointAddr, ServiceAddr};
 use crate::table::{Policy, Service};
 
-/// An endpoint that could not be dialled is passed over for this long, unless no other is left.
-const CONNECT_BACK_OFF: Duration = Duration::from_secs(1);
+pub use reach::{Change, EjectedEndpoint, Reach};
+
+/// Tries to draw a good endpoint before all are looked at: most are good, nearly always.
+const DRAWS: usize = 4;
+
+/// What speaks against an endpoint for one stream; the least is first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Good,
+    /// Nothing, but it is not known to answer at once: for a stream that has waited long enough.
+    Untested,
+    /// It could not be dialled, and backs off until then or was not dialled since.
+    Ejected(Instant),
+    /// A dial is under way and takes longer than it should.
+    Slow,
+    /// It was tried for this stream.
+    Tried,
+}
 
 /// One endpoint of one Service and what this worker has open on it.
 pub struct EndpointLoad {
     addr: EndpointAddr,
+    service: ServiceAddr,
     identity: Arc<str>,
     open: Cell<u32>,
     /// Cleared when the endpoint leaves the Service: its connections take no new stream.
     current: Cell<bool>,
-    back_off_until: Cell<Option<Instant>>,
 }
 
 impl EndpointLoad {
@@ -41,20 +60,6 @@ impl EndpointLoad {
     /// Whether the Service still lists it.
     pub fn is_current(&self) -> bool {
         self.current.get()
-    }
-
-    /// A dial failed: others are preferred for a while.
-    pub fn connect_failed(&self, now: Instant) {
-        self.back_off_until.set(Some(now + CONNECT_BACK_OFF));
-    }
-
-    /// A dial succeeded.
-    pub fn connected(&self) {
-        self.back_off_until.set(None);
-    }
-
-    fn backs_off(&self, now: Instant) -> bool {
-        self.back_off_until.get().is_some_and(|until| now < until)
     }
 }
 
@@ -87,6 +92,7 @@ impl Drop for Picked {
 
 /// One Service on one worker: shared by all of the worker's pods, so that their calls are spread together.
 pub struct ServiceLoad {
+    addr: ServiceAddr,
     state: RefCell<State>,
 }
 
@@ -101,9 +107,14 @@ impl ServiceLoad {
     /// `rng` chooses where the first turn begins, so that many workers do not all begin at the same endpoint.
     pub fn new(service: Arc<Service>, rng: &mut fastrand::Rng) -> Rc<Self> {
         let state = State { endpoints: Vec::new(), next: rng.usize(..), service: Arc::clone(&service) };
-        let load = Self { state: RefCell::new(state) };
+        let load = Self { addr: service.addr, state: RefCell::new(state) };
         load.update(service);
         Rc::new(load)
+    }
+
+    /// Stays for ever.
+    pub fn addr(&self) -> ServiceAddr {
+        self.addr
     }
 
     pub fn service(&self) -> Arc<Service> {
@@ -127,10 +138,10 @@ impl ServiceLoad {
                 Entry::Occupied(known) if known.get().identity == listed.identity => known.remove(),
                 Entry::Occupied(_) | Entry::Vacant(_) => Rc::new(EndpointLoad {
                     addr: listed.addr,
+                    service: self.addr,
                     identity: Arc::clone(&listed.identity),
                     open: Cell::new(0),
                     current: Cell::new(true),
-                    back_off_until: Cell::new(None),
                 }),
             };
             state.endpoints.push(endpoint);
@@ -148,163 +159,71 @@ impl ServiceLoad {
         self.state.borrow().endpoints.iter().any(is_new)
     }
 
-    /// Chooses an endpoint for one more stream. Endpoints in `avoid` (tried before for this stream) and those that could
-    /// not be dialled lately are chosen only where no other is left. `None`: the Service has no endpoint.
-    pub fn pick(&self, now: Instant, rng: &mut fastrand::Rng, avoid: &[Rc<EndpointLoad>]) -> Option<Picked> {
+    /// Whether there is an endpoint like this.
+    pub fn lists(&self, wanted: impl Fn(&Rc<EndpointLoad>) -> bool) -> bool {
+        self.state.borrow().endpoints.iter().any(wanted)
+    }
+
+    /// Chooses an endpoint for one more stream among those against which the least speaks. `None`: the Service has no
+    /// endpoint. One that was tried, or that fails, is chosen where no other is left: refusing is the caller's choice.
+    pub fn pick(&self, rng: &mut fastrand::Rng, standing: impl Fn(&Rc<EndpointLoad>) -> Standing) -> Option<Picked> {
         let state = &mut *self.state.borrow_mut();
-        let count = state.endpoints.len();
+        let endpoints = &state.endpoints;
+        let count = endpoints.len();
         if count == 0 {
             return None;
         }
-        let avoided = |endpoint: &Rc<EndpointLoad>| avoid.iter().any(|tried| Rc::ptr_eq(tried, endpoint));
-        let begin = state.next % count;
-        let turn = || (0..count).map(|step| (begin + step) % count);
-        let chosen = turn()
-            .find(|&i| !avoided(&state.endpoints[i]) && !state.endpoints[i].backs_off(now))
-            .or_else(|| turn().find(|&i| !avoided(&state.endpoints[i])))
-            .unwrap_or(begin);
-        state.next = chosen + 1;
-        let chosen = match state.service.policy {
+        let turn = state.next % count;
+        state.next = turn + 1;
+        let good = |i: &usize| standing(&endpoints[*i]) == Standing::Good;
+        // Chance takes the place of an endpoint that is passed over. The next one in turn would get twice its share;
+        // and if it got the turn too, a pod that passes one over would lead others that call in step with it to the
+        // same endpoint again and again.
+        let chosen = if good(&turn) {
+            turn
+        } else {
+            let drawn = (0..DRAWS).map(|_| rng.usize(..count)).find(good);
+            drawn.unwrap_or_else(|| best(endpoints, rng, &standing))
+        };
+        let picked = match state.service.policy {
             Policy::LeastRequest if count > 1 => {
                 // The turn's endpoint against another drawn at random: the turn breaks ties, so equal load means equal shares.
-                let other = (chosen + 1 + rng.usize(..count - 1)) % count;
-                let rival = &state.endpoints[other];
-                let usable = !avoided(rival) && !rival.backs_off(now);
-                if usable && rival.open() < state.endpoints[chosen].open() { other } else { chosen }
+                let rival = (chosen + 1 + rng.usize(..count - 1)) % count;
+                let less = endpoints[rival].open() < endpoints[chosen].open();
+                if less && good(&rival) { rival } else { chosen }
             }
             Policy::LeastRequest | Policy::RoundRobin => chosen,
         };
-        Some(Picked::new(&state.endpoints[chosen]))
+        Some(Picked::new(&state.endpoints[picked]))
+    }
+}
+
+/// One by chance among those against which the least speaks.
+fn best(
+    endpoints: &[Rc<EndpointLoad>],
+    rng: &mut fastrand::Rng,
+    standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+) -> usize {
+    let (mut chosen, mut least, mut equals) = (0, Standing::Tried, 0);
+    for (i, standing) in endpoints.iter().map(standing).enumerate() {
+        if standing < least {
+            (chosen, least, equals) = (i, standing, 1);
+        } else if standing == least {
+            equals += 1;
+            if rng.usize(..equals) == 0 {
+                chosen = i;
+            }
+        }
+    }
+    chosen
+}
+
+impl Drop for ServiceLoad {
+    /// A Service that has left the table takes its endpoints along.
+    fn drop(&mut self) {
+        self.state.get_mut().endpoints.iter().for_each(|endpoint| endpoint.current.set(false));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::ServiceAddr;
-    use crate::table::{Endpoint, Reach, ServicePortName};
-
-    fn service(policy: Policy, endpoints: &[(&str, &str)]) -> Arc<Service> {
-        let endpoints = endpoints
-            .iter()
-            .map(|(addr, identity)| Endpoint {
-                addr: EndpointAddr::new(addr.parse().unwrap()),
-                identity: (*identity).into(),
-            })
-            .collect();
-        Arc::new(Service {
-            id: 1,
-            addr: ServiceAddr::new("10.96.0.10:50051".parse().unwrap()),
-            name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
-            policy,
-            endpoints,
-            reach: Reach::All,
-            usable: 0,
-        })
-    }
-
-    const THREE: &[(&str, &str)] = &[("10.1.0.1:1", "a"), ("10.1.0.2:1", "b"), ("10.1.0.3:1", "c")];
-
-    fn counts(load: &ServiceLoad, rng: &mut fastrand::Rng, calls: usize) -> Vec<(EndpointAddr, usize)> {
-        let mut counts = std::collections::BTreeMap::new();
-        for _ in 0..calls {
-            *counts.entry(load.pick(Instant::now(), rng, &[]).unwrap().endpoint().addr()).or_insert(0) += 1;
-        }
-        counts.into_iter().collect()
-    }
-
-    #[test]
-    fn equal_endpoints_get_equal_shares_under_either_policy() {
-        for policy in [Policy::RoundRobin, Policy::LeastRequest] {
-            let rng = &mut fastrand::Rng::with_seed(7);
-            let load = ServiceLoad::new(service(policy, THREE), rng);
-            for (endpoint, count) in counts(&load, rng, 3_000) {
-                assert_eq!(count, 1_000, "{endpoint} under {policy:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn least_request_prefers_the_endpoint_with_fewer_open_streams() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        let load = ServiceLoad::new(service(Policy::LeastRequest, THREE), rng);
-        let now = Instant::now();
-        let mut held: Vec<Picked> = (0..300).map(|_| load.pick(now, rng, &[]).unwrap()).collect();
-        let busy = held[0].endpoint().addr();
-        held.retain(|picked| picked.endpoint().addr() == busy);
-        let again: Vec<Picked> = (0..150).map(|_| load.pick(now, rng, &[]).unwrap()).collect();
-        let on_busy = again.iter().filter(|picked| picked.endpoint().addr() == busy).count();
-        assert_eq!(on_busy, 0);
-    }
-
-    #[test]
-    fn a_stream_counts_until_it_is_dropped() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        let load = ServiceLoad::new(service(Policy::RoundRobin, &THREE[..1]), rng);
-        let first = load.pick(Instant::now(), rng, &[]).unwrap();
-        let second = load.pick(Instant::now(), rng, &[]).unwrap();
-        let endpoint = Rc::clone(first.endpoint());
-        assert_eq!(endpoint.open(), 2);
-        drop((first, second));
-        assert_eq!(endpoint.open(), 0);
-    }
-
-    #[test]
-    fn a_new_endpoint_takes_its_turn_and_a_removed_one_is_no_longer_current() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        let load = ServiceLoad::new(service(Policy::RoundRobin, &THREE[..2]), rng);
-        let leaving = load.pick(Instant::now(), rng, &[]).unwrap();
-        let stays: Vec<_> =
-            THREE.iter().copied().filter(|(a, _)| *a != leaving.endpoint().addr().to_string()).collect();
-        load.update(service(Policy::RoundRobin, &stays));
-        assert!(!leaving.endpoint().is_current());
-        assert_eq!(leaving.endpoint().open(), 1);
-        assert_eq!(counts(&load, rng, 10).iter().map(|(_, n)| *n).collect::<Vec<_>>(), [5, 5]);
-    }
-
-    #[test]
-    fn a_reused_address_with_another_identity_is_another_endpoint() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        let load = ServiceLoad::new(service(Policy::RoundRobin, &[("10.1.0.1:1", "a")]), rng);
-        let old = load.pick(Instant::now(), rng, &[]).unwrap();
-        load.update(service(Policy::RoundRobin, &[("10.1.0.1:1", "b")]));
-        let new = load.pick(Instant::now(), rng, &[]).unwrap();
-        assert!(!Rc::ptr_eq(old.endpoint(), new.endpoint()));
-        assert!(!old.endpoint().is_current() && new.endpoint().is_current());
-    }
-
-    #[test]
-    fn a_stream_tries_another_endpoint_first_and_the_same_one_only_where_it_is_the_last() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        for policy in [Policy::RoundRobin, Policy::LeastRequest] {
-            let load = ServiceLoad::new(service(policy, THREE), rng);
-            let mut tried = Vec::new();
-            for _ in 0..3 {
-                let picked = load.pick(Instant::now(), rng, &tried).unwrap();
-                assert!(!tried.iter().any(|t| Rc::ptr_eq(t, picked.endpoint())));
-                tried.push(Rc::clone(picked.endpoint()));
-            }
-            assert!(load.pick(Instant::now(), rng, &tried).is_some());
-        }
-    }
-
-    #[test]
-    fn an_endpoint_that_cannot_be_dialled_is_passed_over_for_a_while() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        let load = ServiceLoad::new(service(Policy::RoundRobin, THREE), rng);
-        let now = Instant::now();
-        let dead = load.pick(now, rng, &[]).unwrap();
-        dead.endpoint().connect_failed(now);
-        for _ in 0..30 {
-            assert_ne!(load.pick(now, rng, &[]).unwrap().endpoint().addr(), dead.endpoint().addr());
-        }
-        let later = now + CONNECT_BACK_OFF;
-        assert!((0..3).any(|_| load.pick(later, rng, &[]).unwrap().endpoint().addr() == dead.endpoint().addr()));
-    }
-
-    #[test]
-    fn a_service_without_endpoints_picks_none() {
-        let rng = &mut fastrand::Rng::with_seed(7);
-        assert!(ServiceLoad::new(service(Policy::RoundRobin, &[]), rng).pick(Instant::now(), rng, &[]).is_none());
-    }
-}
+mod tests;

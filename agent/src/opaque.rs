@@ -2,11 +2,10 @@
 //! sending direction, go in; what to write, whether more is welcome and when to pass the end on comes out.
 //! Both directions of a connection are two independent pipes (half-close is one pipe's affair). It does no IO.
 
+use std::rc::Rc;
 use std::time::Instant;
 
-use crate::balance::EndpointLoad;
-use crate::balance::{Picked, ServiceLoad};
-use std::rc::Rc;
+use crate::balance::{EndpointLoad, Picked, Reach, ServiceLoad, Standing};
 
 /// Most bytes that wait in one direction. More stays in the sender's socket: back-pressure by not reading.
 pub const CAPACITY: usize = 64 * 1024;
@@ -86,29 +85,59 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The endpoint to dial next. None: the Service has none, or all of them were tried.
-    pub fn next(&mut self, service: &ServiceLoad, now: Instant, rng: &mut fastrand::Rng) -> Option<&Rc<EndpointLoad>> {
+    /// The endpoint to dial next. None: the Service has none, or all of them were tried. An ejected endpoint whose
+    /// back-off is over is as good as the others, for one connection: its dial is the probe.
+    pub fn next(
+        &mut self,
+        service: &ServiceLoad,
+        reach: &Reach,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+    ) -> Option<&Rc<EndpointLoad>> {
         self.picked = None;
-        let picked = service.pick(now, rng, &self.tried)?;
-        if self.tried.iter().any(|tried| Rc::ptr_eq(tried, picked.endpoint())) {
+        let picked = service.pick(rng, |endpoint| self.standing(endpoint, reach, now))?;
+        if self.standing(picked.endpoint(), reach, now) == Standing::Tried {
             return None;
         }
+        reach.dialled(now, picked.endpoint());
         Some(self.picked.insert(picked).endpoint())
     }
 
+    /// Whether there is a good endpoint besides the one chosen last.
+    pub fn has_another(&self, service: &ServiceLoad, reach: &Reach, now: Instant) -> bool {
+        let chosen = self.picked.as_ref().map(Picked::endpoint);
+        service.lists(|endpoint| {
+            chosen.is_none_or(|chosen| !Rc::ptr_eq(chosen, endpoint))
+                && self.standing(endpoint, reach, now) == Standing::Good
+        })
+    }
+
     /// The dial of the endpoint chosen last succeeded; it counts as open until this is dropped.
-    pub fn connected(&mut self) {
+    pub fn connected(&mut self, reach: &Reach) {
         self.tried = Vec::new();
         if let Some(picked) = &self.picked {
-            picked.endpoint().connected();
+            reach.connected(picked.endpoint());
         }
     }
 
-    /// The dial of the endpoint chosen last failed.
-    pub fn failed(&mut self, now: Instant) {
+    /// The dial of the endpoint chosen last failed. `given_up`: it was only not waited for any longer, and is dialled
+    /// again if all others fail.
+    pub fn failed(&mut self, reach: &Reach, now: Instant, rng: &mut fastrand::Rng, given_up: bool) {
         if let Some(picked) = self.picked.take() {
-            picked.endpoint().connect_failed(now);
-            self.tried.push(Rc::clone(picked.endpoint()));
+            reach.failed(now, picked.endpoint(), rng);
+            if !given_up {
+                self.tried.push(Rc::clone(picked.endpoint()));
+            }
+        }
+    }
+
+    fn standing(&self, endpoint: &Rc<EndpointLoad>, reach: &Reach, now: Instant) -> Standing {
+        if self.tried.iter().any(|tried| Rc::ptr_eq(tried, endpoint)) {
+            Standing::Tried
+        } else if reach.is_clear() || reach.is_due(now, endpoint) {
+            Standing::Good
+        } else {
+            reach.standing(endpoint)
         }
     }
 }
@@ -164,33 +193,70 @@ mod tests {
         assert_eq!(pipe.waiting.capacity(), 0);
     }
 
+    fn service(endpoints: &[&str], rng: &mut fastrand::Rng) -> Rc<ServiceLoad> {
+        let endpoint =
+            |addr: &&str| Endpoint { addr: EndpointAddr::new(addr.parse().unwrap()), identity: (*addr).into() };
+        let listed = Service {
+            id: 1,
+            addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),
+            name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
+            policy: Policy::RoundRobin,
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            scope: crate::table::Scope::All,
+            usable: 0,
+        };
+        ServiceLoad::new(std::sync::Arc::new(listed), rng)
+    }
+
     #[test]
     fn each_endpoint_is_tried_once_and_then_the_choice_is_exhausted() {
         let rng = &mut fastrand::Rng::with_seed(1);
-        let endpoints = ["10.1.0.1:1", "10.1.0.2:1", "10.1.0.3:1"]
-            .map(|addr| Endpoint { addr: EndpointAddr::new(addr.parse().unwrap()), identity: addr.into() });
-        let service = ServiceLoad::new(
-            std::sync::Arc::new(Service {
-                id: 1,
-                addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),
-                name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
-                policy: Policy::RoundRobin,
-                endpoints: endpoints.into(),
-                reach: crate::table::Reach::All,
-                usable: 3,
-            }),
-            rng,
-        );
-        let (mut choice, now) = (Choice::default(), Instant::now());
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1", "10.1.0.3:1"], rng);
+        let (mut choice, reach, now) = (Choice::default(), Reach::default(), Instant::now());
         let mut seen = BTreeSet::new();
         let mut last = None;
-        while let Some(endpoint) = choice.next(&service, now, rng) {
+        while let Some(endpoint) = choice.next(&service, &reach, now, rng) {
             assert_eq!(endpoint.open(), 1);
             seen.insert(endpoint.addr());
             last = Some(Rc::clone(endpoint));
-            choice.failed(now);
+            choice.failed(&reach, now, rng, false);
         }
         assert_eq!(seen.len(), 3);
         assert_eq!(last.unwrap().open(), 0);
+    }
+
+    #[test]
+    fn an_endpoint_that_was_given_up_is_dialled_again_when_all_others_have_failed() {
+        let rng = &mut fastrand::Rng::with_seed(1);
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1"], rng);
+        let (mut choice, reach, now) = (Choice::default(), Reach::default(), Instant::now());
+        let slow = Rc::clone(choice.next(&service, &reach, now, rng).unwrap());
+        assert!(choice.has_another(&service, &reach, now));
+        choice.failed(&reach, now, rng, true);
+        assert!(!Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), &slow));
+        assert!(!choice.has_another(&service, &reach, now), "the other one is ejected");
+        choice.failed(&reach, now, rng, false);
+        assert!(Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), &slow));
+        assert!(!choice.has_another(&service, &reach, now), "the other one was tried");
+        choice.failed(&reach, now, rng, false);
+        assert!(choice.next(&service, &reach, now, rng).is_none());
+    }
+
+    #[test]
+    fn one_connection_probes_an_ejected_endpoint_whose_back_off_is_over() {
+        let rng = &mut fastrand::Rng::with_seed(1);
+        let service = service(&["10.1.0.1:1", "10.1.0.2:1"], rng);
+        let (reach, begin) = (Reach::default(), Instant::now());
+        let out = &service.endpoints()[0];
+        reach.failed(begin, out, rng);
+        let later = begin + std::time::Duration::from_secs(2);
+        for (now, probes) in [(begin, 0), (later, 1)] {
+            let mut on_it = 0;
+            for _ in 0..10 {
+                let mut choice = Choice::default();
+                on_it += usize::from(Rc::ptr_eq(choice.next(&service, &reach, now, rng).unwrap(), out));
+            }
+            assert_eq!(on_it, probes);
+        }
     }
 }

@@ -63,7 +63,7 @@ impl fmt::Display for ServicePortName {
 
 /// Which of a Service port's usable endpoints are used from this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Reach {
+pub enum Scope {
     /// All of them, wherever they are.
     #[default]
     All,
@@ -75,14 +75,14 @@ pub enum Reach {
     Local,
 }
 
-impl Reach {
+impl Scope {
     /// As Kubernetes calls it, or `all`.
     pub fn name(self) -> &'static str {
         match self {
-            Reach::All => "all",
-            Reach::SameZone => "PreferSameZone",
-            Reach::SameNode => "PreferSameNode",
-            Reach::Local => "Local",
+            Scope::All => "all",
+            Scope::SameZone => "PreferSameZone",
+            Scope::SameNode => "PreferSameNode",
+            Scope::Local => "Local",
         }
     }
 }
@@ -98,8 +98,8 @@ pub struct Service {
     /// Where new streams go. Empty: the Service is left to kube-proxy, and streams on open connections are refused.
     pub endpoints: Arc<[Endpoint]>,
     /// Why it is these endpoints and no others.
-    pub reach: Reach,
-    /// How many endpoints there were if `reach` was `All`.
+    pub scope: Scope,
+    /// How many endpoints there were if `scope` was `All`.
     pub usable: u32,
 }
 

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 #[path = "worker/support.rs"]
 mod support;
 
-use support::{HANG, World, gone, listed, nobody, noise, service_addr};
+use support::{HANG, World, black_hole, gone, listed, nobody, noise, service_addr};
 
 /// A server that answers each call with its own address once it may, and `/echo` with the request's body.
 struct Server {
@@ -219,7 +219,21 @@ async fn an_endpoint_that_cannot_be_dialled_costs_no_call() {
     world.handle.change_services(listed(&[dead, alive.addr])).await.unwrap();
     let (client, _connection) = client(world.pod()).await;
     assert_eq!(calls(&client, 20).await, BTreeMap::from([(alive.addr, 20)]));
-    assert!(report(&world).await.dials_failed >= 1);
+    let report = report(&world).await;
+    assert!(report.dials_failed >= 1);
+    assert_eq!(report.ejected.iter().map(|ejected| ejected.addr.socket_addr()).collect::<Vec<_>>(), [dead]);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_dials_costs_no_call() {
+    let alive = Server::new().await;
+    let (silent, _held) = black_hole();
+    let world = World::impatient();
+    world.handle.change_services(listed(&[silent, alive.addr])).await.unwrap();
+    let (client, _connection) = client(world.pod()).await;
+    assert_eq!(calls(&client, 20).await, BTreeMap::from([(alive.addr, 20)]));
+    let report = report(&world).await;
+    assert_eq!((report.dials_failed, report.ejected.len()), (0, 0), "the one dial is still under way");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{PodLine, Snapshot, State, View};
+use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
 use crate::table::{LeftAlone, Policy, Problem, Service};
 use crate::worker::{PodReport, Report};
@@ -44,7 +45,7 @@ fn one_service(service: &Service) -> Value {
             Policy::RoundRobin => "round-robin",
             Policy::LeastRequest => "least-request",
         },
-        "reach": service.reach.name(),
+        "scope": service.scope.name(),
         "usable_endpoints": service.usable,
         "endpoints": endpoints.collect::<Value>(),
     })
@@ -81,6 +82,7 @@ fn traffic(report: &PodReport) -> Value {
         "without_flow": report.without_flow,
         "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
+        "ejected": report.ejected.iter().map(ejected).collect::<Value>(),
         "open_streams": report.splitter.open_streams,
         "streams": report.splitter.streams,
         "streams_failed": report.splitter.streams_failed,
@@ -88,6 +90,10 @@ fn traffic(report: &PodReport) -> Value {
         "protocol_errors": report.splitter.protocol_errors,
         "floods": report.splitter.floods,
     })
+}
+
+fn ejected(endpoint: &EjectedEndpoint) -> Value {
+    json!({ "address": endpoint.addr.to_string(), "failures": endpoint.failures })
 }
 
 fn problem(problem: &Problem) -> Value {

@@ -2,13 +2,14 @@
 
 use std::num::NonZeroU16;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
 use crate::addr::{EndpointAddr, ServiceAddr};
-use crate::table::{Endpoint, LeftAlone, Place, Policy, Reach, Reason, Service, ServicePortName};
+use crate::balance::EjectedEndpoint;
+use crate::table::{Endpoint, LeftAlone, Place, Policy, Reason, Scope, Service, ServicePortName};
 
 fn snapshot(state: State) -> Snapshot {
     let mut built = Built::default();
@@ -28,7 +29,7 @@ fn snapshot(state: State) -> Snapshot {
         name,
         policy: Policy::RoundRobin,
         endpoints: [endpoint].into(),
-        reach: Reach::SameZone,
+        scope: Scope::SameZone,
         usable: 3,
     };
     built.table.services.insert(addr, Arc::new(service));
@@ -55,7 +56,7 @@ fn the_status_tells_what_is_left_alone_and_why_and_what_is_wrong() {
     assert_eq!(page["problems"][0]["cure"], "write Service");
     let service = &page["services"][0];
     assert_eq!(service["endpoints"][0]["address"], "10.1.0.1:8080");
-    assert_eq!((&service["reach"], &service["usable_endpoints"]), (&"PreferSameZone".into(), &3.into()));
+    assert_eq!((&service["scope"], &service["usable_endpoints"]), (&"PreferSameZone".into(), &3.into()));
     let pod = &page["pods"][0];
     assert_eq!((&pod["uid"], &pod["netns_cookie"], &pod["port4"]), (&"u-1".into(), &77.into(), &4000.into()));
     assert_eq!((&pod["port6"], &pod["opted_out"], &pod["traffic"]), (&Value::Null, &true.into(), &Value::Null));
@@ -76,6 +77,7 @@ fn a_workers_report_is_joined_to_its_pods() {
         without_flow: 0,
         accepts_failed: 0,
         dials_failed: 0,
+        ejected: vec![EjectedEndpoint { addr: EndpointAddr::new(([10, 1, 0, 2], 50051).into()), failures: 3 }],
         splitter: crate::splitter::Stats { streams: 40, open_streams: 3, ..Default::default() },
     };
     let reports = vec![Some(Report { worker: 0, pods: vec![report], services: Vec::new() })];
@@ -83,6 +85,7 @@ fn a_workers_report_is_joined_to_its_pods() {
     let page: Value = serde_json::from_str(&status::page(&view)).unwrap();
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
+    assert_eq!(page["pods"][0]["traffic"]["ejected"][0], json!({ "address": "10.1.0.2:50051", "failures": 3 }));
 
     let page = metrics::page(&view);
     let series = "{pod=\"shop/we\\\"b\",netns=\"77\"";

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use super::*;
 use crate::addr::EndpointAddr;
-use crate::table::{Endpoint, Policy, Reach, ServicePortName};
+use crate::table::{Endpoint, Policy, Scope, ServicePortName};
 
 fn addr(port: u16) -> ServiceAddr {
     ServiceAddr::new(SocketAddr::from(([10, 96, 0, 10], port)))
@@ -26,7 +26,7 @@ fn has(port: u16, endpoints: &[u8]) -> Change {
         name,
         policy: Policy::RoundRobin,
         endpoints: endpoints.iter().map(endpoint).collect(),
-        reach: Reach::All,
+        scope: Scope::All,
         usable: 0,
     };
     Change { addr: addr(port), service: Some(Arc::new(service)) }

@@ -77,6 +77,8 @@ pub(super) struct Conn {
     pub(super) preface_left: usize,
     /// The peer's first SETTINGS have come. No stream is opened towards an endpoint before.
     pub(super) settled: bool,
+    /// Endpoint: neither settled nor failed when the patience with its dial was over.
+    pub(super) overdue: bool,
     /// A frame that has not come whole: at most one frame.
     pub(super) tail: Vec<u8>,
     pub(super) block: Option<Block>,
@@ -123,6 +125,7 @@ impl Conn {
             state: if client { State::Open } else { State::Dialing },
             preface_left: if client { frame::PREFACE.len() } else { 0 },
             settled: false,
+            overdue: false,
             tail: Vec::new(),
             block: None,
             decoder: Decoder::new(HEADER_TABLE, seed),
@@ -320,6 +323,7 @@ impl std::fmt::Debug for Conn {
             .field("state", &self.state)
             .field("drain", &self.drain)
             .field("settled", &self.settled)
+            .field("overdue", &self.overdue)
             .field("retired", &self.retired)
             .field("peer", &self.peer)
             .field("send", &self.send)

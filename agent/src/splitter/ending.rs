@@ -110,7 +110,6 @@ impl Splitter {
         self.leave_pool(c);
         let conn = &mut self.conns[c];
         // Nothing may be sent or opened on it from here on, whatever the loops below set going.
-        let dialled = conn.state != State::Dialing;
         conn.state = State::Closing;
         conn.retired = true;
         conn.block = None;
@@ -125,8 +124,8 @@ impl Splitter {
                 }
             }
             Role::Endpoint(endpoint) => {
-                if !dialled || !conn.settled {
-                    endpoint.connect_failed(now);
+                if !conn.settled {
+                    self.ways.reach.failed(now, endpoint, &mut self.rng);
                 }
                 for (_, key) in streams {
                     self.endpoint_lost(now, key, sent);
@@ -149,14 +148,16 @@ impl Splitter {
         self.close_if_unused(now, c);
     }
 
+    /// No request is placed on it any more.
     pub(super) fn leave_pool(&mut self, c: u32) {
+        self.dial_ended(c);
         let conn = &self.conns[c];
         if let Role::Endpoint(endpoint) = &conn.role {
             let key = Rc::as_ptr(endpoint);
-            if let Some(pool) = self.pools.get_mut(&key) {
+            if let Some(pool) = self.ways.pools.get_mut(&key) {
                 pool.retain(|id| *id != conn.id);
                 if pool.is_empty() {
-                    self.pools.remove(&key);
+                    self.ways.pools.remove(&key);
                 }
             }
         }

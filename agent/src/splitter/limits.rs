@@ -38,6 +38,8 @@ pub struct Limits {
     pub replay_stream: usize,
     /// Request bytes kept for replays in the whole pod.
     pub replay_pod: usize,
+    /// Requests wait this long for an endpoint that is being dialled, if another one is better.
+    pub dial_patience: Duration,
     /// An endpoint that accepted and sends no SETTINGS for this long is given up.
     pub settings_timeout: Duration,
     /// An endpoint connection without streams is closed after this long.
@@ -82,6 +84,9 @@ impl Default for Limits {
             attempts: 8,
             replay_stream: 16 * 1024,
             replay_pod: 4 * 1024 * 1024,
+            // A dial inside a zone, SETTINGS included, takes less than 10 ms, across continents 200 ms; what takes longer
+            // has lost its SYN, which is repeated after 1 s.
+            dial_patience: Duration::from_millis(250),
             settings_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(300),
             drain_ping: Duration::from_secs(1),

@@ -7,6 +7,7 @@
 //! rules for connections.
 
 mod conn;
+mod dialling;
 mod ending;
 mod flood;
 mod flow;
@@ -25,12 +26,11 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use rustc_hash::FxHashMap;
-
 use crate::addr::EndpointAddr;
-use crate::balance::{EndpointLoad, ServiceLoad};
+use crate::balance::{Reach, ServiceLoad};
 
 use conn::{Conn, Conns, Role, State, WakeList};
+use dialling::Ways;
 use hpack::HeaderList;
 use pair::Pairs;
 
@@ -70,6 +70,8 @@ pub enum Effect {
 /// Which deadline `next_deadline` stands for: makes a spinning timer explain itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeadlineReason {
+    /// An endpoint that was dialled has not answered; requests go elsewhere.
+    SlowDial,
     /// An endpoint that accepted has sent no SETTINGS.
     EndpointSettings,
     /// An endpoint connection may have been without streams for long.
@@ -107,8 +109,7 @@ pub struct Splitter {
     hash_seed: u64,
     conns: Conns,
     pairs: Pairs,
-    /// Endpoint connections that take new streams, by endpoint.
-    pools: FxHashMap<*const EndpointLoad, Vec<ConnId>>,
+    ways: Ways,
     effects: VecDeque<Effect>,
     wake: WakeList,
     timers: BinaryHeap<Reverse<(Instant, ConnId, DeadlineReason)>>,
@@ -134,15 +135,15 @@ impl std::fmt::Debug for Splitter {
 }
 
 impl Splitter {
-    /// `rng` seeds hashes and chance; the same seed and inputs give the same outputs.
-    pub fn new(limits: Rc<Limits>, mut rng: fastrand::Rng) -> Self {
+    /// `reach` is the pod's. `rng` seeds hashes and chance; the same seed and inputs give the same outputs.
+    pub fn new(limits: Rc<Limits>, reach: Rc<Reach>, mut rng: fastrand::Rng) -> Self {
         Self {
             limits,
             hash_seed: rng.u64(..),
             rng,
             conns: Conns::default(),
             pairs: Pairs::default(),
-            pools: FxHashMap::default(),
+            ways: Ways::new(reach),
             effects: VecDeque::new(),
             wake: WakeList::default(),
             timers: BinaryHeap::new(),
@@ -165,7 +166,7 @@ impl Splitter {
         id
     }
 
-    /// The dial asked for by [`Effect::Dial`] succeeded.
+    /// The dial asked for by [`Effect::Dial`] succeeded, as far as TCP goes.
     pub fn handle_connected(&mut self, now: Instant, conn: ConnId) {
         let Some(c) = self.conns.slot(conn) else { return };
         let dialled = &mut self.conns[c];
@@ -173,9 +174,6 @@ impl Splitter {
             return;
         }
         dialled.state = State::Open;
-        if let Role::Endpoint(endpoint) = &dialled.role {
-            endpoint.connected();
-        }
         // Its greeting waits since the dial began.
         self.wake.borrow_mut().push(conn);
         self.arm(now + self.limits.settings_timeout, conn, DeadlineReason::EndpointSettings);
@@ -210,6 +208,8 @@ impl Splitter {
                 self.retire(now, c);
             }
         }
+        self.ways.reach.prune();
+        self.relieve(now);
     }
 
     /// `next_deadline` has come. Calls that come early or late are harmless.
@@ -221,6 +221,7 @@ impl Splitter {
             self.timers.pop();
             let Some(c) = self.conns.slot(conn) else { continue };
             match reason {
+                DeadlineReason::SlowDial => self.dial_overdue(now, c),
                 DeadlineReason::EndpointSettings => {
                     if !self.conns[c].settled && self.conns[c].state == State::Open {
                         self.fail_conn(now, c, Reason::SETTINGS_TIMEOUT, "no SETTINGS");

@@ -345,13 +345,19 @@ impl Splitter {
             }
         }
         frame::write_settings_ack(conn.out());
-        conn.settled = true;
+        let first = !std::mem::replace(&mut conn.settled, true);
         let difference = i64::from(window) - i64::from(std::mem::replace(&mut conn.peer.initial_window, window));
         if difference != 0 {
             self.shift_windows(now, c, difference)?;
         }
         if self.conns[c].face() == Face::Endpoint {
+            if first {
+                self.dial_succeeded(c);
+            }
             self.admit(now, c);
+            if first {
+                self.relieve(now);
+            }
         }
         Ok(())
     }

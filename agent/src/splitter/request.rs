@@ -4,6 +4,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::Splitter;
 use super::conn::{Drain, Role, State};
 use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
@@ -11,7 +12,6 @@ use super::frame::{MAX_WINDOW, Reason};
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::{Fatal, Section, calm};
-use super::{Effect, Splitter};
 use crate::balance::EndpointLoad;
 
 /// Why a request goes to another endpoint, or to another connection of the same one.
@@ -136,11 +136,15 @@ impl Splitter {
 
     /// Picks an endpoint for a request and gives the request to a connection of it.
     pub(super) fn dispatch(&mut self, now: Instant, key: PairKey) {
+        if !self.ways.reach.is_clear() {
+            self.probe(now, key);
+        }
+        let (ways, conns) = (&self.ways, &self.conns);
         let Some(pair) = self.pairs.get(key) else { return };
         pair.phase = Phase::Waiting;
         pair.picked = None;
         pair.attempts += 1;
-        let picked = pair.service.pick(now, &mut self.rng, &pair.tried);
+        let picked = pair.service.pick(&mut self.rng, |endpoint| ways.standing(conns, endpoint, &pair.tried));
         // An endpoint that refused it does not get it again: then there is no other one left.
         let again = picked.as_ref().is_some_and(|p| pair.tried.iter().any(|tried| Rc::ptr_eq(tried, p.endpoint())));
         match picked {
@@ -156,8 +160,8 @@ impl Splitter {
 
     /// A connection to this endpoint for one more request: one that can open a stream now, else one that soon will,
     /// else a new one.
-    fn place(&mut self, now: Instant, key: PairKey, endpoint: &Rc<EndpointLoad>) {
-        let pool = self.pools.get(&Rc::as_ptr(endpoint)).map_or(&[][..], Vec::as_slice);
+    pub(super) fn place(&mut self, now: Instant, key: PairKey, endpoint: &Rc<EndpointLoad>) {
+        let pool = self.ways.pool(endpoint);
         let mut soon: Option<u32> = None;
         for id in pool {
             let conn = &self.conns[id.index];
@@ -175,14 +179,6 @@ impl Splitter {
         let Some(pair) = self.pairs.get(key) else { return };
         pair.endpoint.conn = c;
         self.pairs.line_up(&mut self.conns[c].waiting, key);
-    }
-
-    fn dial(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>) -> u32 {
-        self.stats.endpoint_connections += 1;
-        let id = self.new_conn(now, Role::Endpoint(Rc::clone(endpoint)));
-        self.pools.entry(Rc::as_ptr(endpoint)).or_default().push(id);
-        self.effects.push_back(Effect::Dial(id, endpoint.addr()));
-        id.index
     }
 
     /// Requests that wait for this endpoint connection go on it as far as it can take them. Where it is at its
@@ -207,7 +203,7 @@ impl Splitter {
         }
         let Role::Endpoint(endpoint) = &conn.role else { return };
         let endpoint = Rc::clone(endpoint);
-        let pool = self.pools.get(&Rc::as_ptr(&endpoint)).map_or(&[][..], Vec::as_slice);
+        let pool = self.ways.pool(&endpoint);
         let all_full = pool.iter().all(|id| self.conns[id.index].is_full());
         if all_full && pool.len() >= self.limits.connections_per_endpoint {
             return;
@@ -219,19 +215,20 @@ impl Splitter {
         }
     }
 
-    /// A request that waits on a full connection to the same endpoint as `c`, where it could wait for ever.
+    /// A request that waits on a connection to the same endpoint as `c` which is full, where it could wait for ever, or
+    /// which does not come about.
     fn next_of_full(&mut self, c: u32) -> Option<(u32, PairKey)> {
         let Role::Endpoint(endpoint) = &self.conns[c].role else { return None };
-        let pool = self.pools.get(&Rc::as_ptr(endpoint))?;
+        let pool = self.ways.pool(endpoint);
         let full = pool.iter().map(|id| id.index).find(|other| {
             let other = &self.conns[*other];
-            other.is_full() && !other.waiting.is_empty()
+            (other.is_full() || other.overdue) && !other.waiting.is_empty()
         })?;
         Some((full, self.conns[full].waiting.pop_front()?))
     }
 
     /// A request that ended or moved while it waited is still named in the list.
-    fn waits_on(&mut self, key: PairKey, c: u32) -> bool {
+    pub(super) fn waits_on(&mut self, key: PairKey, c: u32) -> bool {
         self.pairs.get(key).is_some_and(|pair| pair.phase == Phase::Waiting && pair.endpoint.conn == c)
     }
 

@@ -241,8 +241,8 @@ impl Catalog {
                 Some(Port { name, verdict: Verdict::Selected(policy, chosen), .. }) => {
                     let id = before.map_or(self.last_id + 1, |it| it.id);
                     let (name, endpoints) = (name.clone(), chosen.endpoints.clone());
-                    let (policy, reach, usable) = (*policy, chosen.reach, chosen.usable);
-                    Some(Arc::new(Service { id, addr, name, policy, endpoints, reach, usable }))
+                    let (policy, scope, usable) = (*policy, chosen.scope, chosen.usable);
+                    Some(Arc::new(Service { id, addr, name, policy, endpoints, scope, usable }))
                 }
                 Some(Port { verdict: Verdict::LeftAlone(_), .. }) | None => None,
             };
@@ -324,10 +324,10 @@ fn log_change(before: Option<&Arc<Service>>, now: Option<&Arc<Service>>) {
             let Service { name, addr, .. } = &**before;
             tracing::info!(service = %name, %addr, "Service is no longer redirected");
         }
-        (before, Some(now)) if before.is_none_or(|it| it.endpoints != now.endpoints || it.reach != now.reach) => {
+        (before, Some(now)) if before.is_none_or(|it| it.endpoints != now.endpoints || it.scope != now.scope) => {
             let Service { name, addr, usable, .. } = &**now;
-            let (endpoints, reach) = (now.endpoints.len(), now.reach.name());
-            tracing::info!(service = %name, %addr, endpoints, usable, reach, "endpoints have changed");
+            let (endpoints, scope) = (now.endpoints.len(), now.scope.name());
+            tracing::info!(service = %name, %addr, endpoints, usable, scope, "endpoints have changed");
         }
         (_, Some(_)) | (None, None) => {}
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::object::{AddressType, EndpointSlice, Hints, Key, Kind, Protocol, SliceAddress, SliceEndpoint};
 use super::problem::{Place, Problem};
 use super::select::Reason;
-use super::{Endpoint, Reach};
+use super::{Endpoint, Scope};
 use crate::addr::EndpointAddr;
 
 /// The node for which the table is built.
@@ -28,18 +28,18 @@ impl Here {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) endpoints: Arc<[Endpoint]>,
-    pub(super) reach: Reach,
-    /// How many could be used if `reach` were `All`.
+    pub(super) scope: Scope,
+    /// How many could be used if `scope` were `All`.
     pub(super) usable: u32,
 }
 
 impl Chosen {
     /// Why a selected port is left alone for the moment all the same.
     pub(super) fn without_endpoints(&self) -> Option<Reason> {
-        match self.reach {
+        match self.scope {
             _ if !self.endpoints.is_empty() => None,
-            Reach::Local => Some(Reason::NoLocalEndpoints),
-            Reach::All | Reach::SameZone | Reach::SameNode => Some(Reason::NoEndpoints),
+            Scope::Local => Some(Reason::NoLocalEndpoints),
+            Scope::All | Scope::SameZone | Scope::SameNode => Some(Reason::NoEndpoints),
         }
     }
 }
@@ -80,11 +80,11 @@ pub(super) fn choose(
         let ours = |it: &Listed<'_>| here.is_node_of(it.endpoint);
         let state =
             if listed.iter().any(|it| ours(it) && it.state == State::Ready) { State::Ready } else { State::Ending };
-        return Chosen { endpoints: pick(&|it| ours(it) && it.state == state), reach: Reach::Local, usable };
+        return Chosen { endpoints: pick(&|it| ours(it) && it.state == state), scope: Scope::Local, usable };
     }
-    let reach = if any_ready { hinted(&listed, here) } else { Reach::All };
-    let endpoints = pick(&|it| it.state == anywhere && reaches(reach, it.endpoint, here));
-    Chosen { endpoints, reach, usable }
+    let scope = if any_ready { hinted(&listed, here) } else { Scope::All };
+    let endpoints = pick(&|it| it.state == anywhere && reaches(scope, it.endpoint, here));
+    Chosen { endpoints, scope, usable }
 }
 
 /// All that are of use, each address once. A Service's endpoint stands in two slices while the control plane moves it,
@@ -116,7 +116,7 @@ fn listed<'a>(slices: &'a [Arc<EndpointSlice>], port_name: &str, cluster_ip: IpA
 }
 
 /// Hints bind only if all ready endpoints have them and one is for us; those for Nodes before those for zones.
-fn hinted(listed: &[Listed<'_>], here: &Here) -> Reach {
+fn hinted(listed: &[Listed<'_>], here: &Here) -> Scope {
     let binds = |names: fn(&Hints) -> &[Arc<str>], here: &Option<Arc<str>>| {
         let Some(here) = here else { return false };
         let mut for_us = false;
@@ -130,22 +130,22 @@ fn hinted(listed: &[Listed<'_>], here: &Here) -> Reach {
         for_us
     };
     if binds(|it| &it.nodes, &here.node) {
-        Reach::SameNode
+        Scope::SameNode
     } else if binds(|it| &it.zones, &here.zone) {
-        Reach::SameZone
+        Scope::SameZone
     } else {
-        Reach::All
+        Scope::All
     }
 }
 
-fn reaches(reach: Reach, endpoint: &SliceEndpoint, here: &Here) -> bool {
+fn reaches(scope: Scope, endpoint: &SliceEndpoint, here: &Here) -> bool {
     let names = |names: &[Arc<str>], here: &Option<Arc<str>>| here.as_ref().is_some_and(|here| names.contains(here));
     let hints = endpoint.hints.as_deref();
-    match reach {
-        Reach::All => true,
-        Reach::SameNode => hints.is_some_and(|it| names(&it.nodes, &here.node)),
-        Reach::SameZone => hints.is_some_and(|it| names(&it.zones, &here.zone)),
-        Reach::Local => here.is_node_of(endpoint),
+    match scope {
+        Scope::All => true,
+        Scope::SameNode => hints.is_some_and(|it| names(&it.nodes, &here.node)),
+        Scope::SameZone => hints.is_some_and(|it| names(&it.zones, &here.zone)),
+        Scope::Local => here.is_node_of(endpoint),
     }
 }
 

@@ -29,8 +29,8 @@ fn built_on(node: Option<&str>, yaml: &str) -> Built {
 
 mod duplicates;
 mod random;
-mod reach;
 mod runtime;
+mod scope;
 mod store;
 
 fn service_addr(text: &str) -> ServiceAddr {

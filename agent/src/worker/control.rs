@@ -218,6 +218,7 @@ impl PodState {
             cookie,
             netns,
             name,
+            reach: Default::default(),
             splitter: None,
             by_conn: Vec::new(),
             to_write: Default::default(),

@@ -21,6 +21,7 @@ use super::socket::Socket;
 use super::timers::{Alarm, Timer, Timers};
 use super::{Command, Flows, Heartbeat, Settings, WAKE};
 use crate::addr::NetnsCookie;
+use crate::balance::Reach;
 use crate::netns::Home;
 use crate::splitter::{Limits, Splitter};
 
@@ -96,6 +97,8 @@ pub(super) struct PodState {
     pub(super) cookie: NetnsCookie,
     pub(super) netns: OwnedFd,
     pub(super) name: Arc<str>,
+    /// What cannot be reached from in there.
+    pub(super) reach: Rc<Reach>,
     /// Made for the first HTTP/2 connection.
     pub(super) splitter: Option<Splitter>,
     /// By `ConnId::index`. An entry may be out of date: the connection's own id tells.

@@ -9,7 +9,7 @@ use super::event_loop::{Io, Kind, PodState, Worker};
 use super::socket::{Socket, Took, Use, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
-use crate::balance::ServiceLoad;
+use crate::balance::{Change, ServiceLoad};
 use crate::splitter::{ConnId, Effect, Splitter};
 use std::rc::Rc;
 
@@ -43,7 +43,9 @@ impl Worker {
         let io = &mut self.io;
         let Some(conn) = io.conns.get_mut(key) else { return };
         let Some(pod) = self.pods.get_mut(conn.pod) else { return };
-        let splitter = pod.splitter.get_or_insert_with(|| Splitter::new(Rc::clone(&self.limits), io.rng.fork()));
+        let splitter = pod
+            .splitter
+            .get_or_insert_with(|| Splitter::new(Rc::clone(&self.limits), Rc::clone(&pod.reach), io.rng.fork()));
         let id = splitter.handle_accepted(io.now, service);
         splitter.handle_bytes(io.now, id, bytes);
         if let Some(draining) = &self.draining {
@@ -154,6 +156,22 @@ impl Worker {
         }
         let deadline = pod.splitter.as_ref().and_then(Splitter::next_deadline).map(|(at, _)| at);
         io.timers.set(&mut pod.alarm, Timer::Pod(pod_key), deadline);
+        pod.log_reach();
+    }
+}
+
+impl PodState {
+    /// Once for each endpoint that turns out to be out of this pod's reach, and once when it is back.
+    pub(super) fn log_reach(&self) {
+        while let Some(change) = self.reach.poll_change() {
+            let pod = &*self.name;
+            match change {
+                Change::Ejected(endpoint) => {
+                    tracing::warn!(pod, %endpoint, "an endpoint cannot be dialled from this pod; the others take its calls");
+                }
+                Change::Back(endpoint) => tracing::info!(pod, %endpoint, "an endpoint can be dialled again"),
+            }
+        }
     }
 }
 

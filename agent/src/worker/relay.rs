@@ -13,7 +13,7 @@ use super::arena::{Key, Role};
 use super::event_loop::{Kind, Worker};
 use super::socket::{Socket, Took, Use, dial};
 use crate::addr::OriginalDst;
-use crate::balance::ServiceLoad;
+use crate::balance::{Reach, ServiceLoad};
 use crate::detect::{Detection, Patience, Step};
 use crate::opaque::{Choice, Pipe};
 
@@ -23,7 +23,7 @@ pub(super) struct Pair {
     /// None: opaque for good.
     detection: Option<Detection>,
     /// Set while the endpoint is being dialled.
-    dial_by: Option<Instant>,
+    dialling: Option<Dialling>,
     /// Client to endpoint.
     up: Pipe,
     /// Endpoint to client. Under detection it holds back what the endpoint has said.
@@ -37,6 +37,13 @@ enum Destination {
         to: OriginalDst,
         dialled: bool,
     },
+}
+
+/// How long a dial is waited for.
+struct Dialling {
+    by: Instant,
+    /// Only because another endpoint is better: it may yet answer.
+    given_up: bool,
 }
 
 /// What a turn came to.
@@ -64,7 +71,7 @@ impl Pair {
     }
 
     fn new(to: Destination) -> Self {
-        Self { endpoint: None, to, detection: None, dial_by: None, up: Pipe::default(), down: Pipe::default() }
+        Self { endpoint: None, to, detection: None, dialling: None, up: Pipe::default(), down: Pipe::default() }
     }
 
     pub(super) fn reset(self) {
@@ -86,11 +93,11 @@ impl Pair {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         let detection = self.detection.as_ref().and_then(Detection::deadline);
-        [self.dial_by, detection].into_iter().flatten().min()
+        [self.dialling.as_ref().map(|dialling| dialling.by), detection].into_iter().flatten().min()
     }
 
-    fn turn(&mut self, client: &mut Socket, now: Instant, buffer: &mut [u8], spent: &mut usize) -> Next {
-        if let Err(error) = self.check_dial(now) {
+    fn turn(&mut self, client: &mut Socket, reach: &Reach, now: Instant, buffer: &mut [u8], spent: &mut usize) -> Next {
+        if let Err(error) = self.check_dial(reach, now) {
             return Next::DialFailed(error);
         }
         if self.detection.is_some() {
@@ -123,18 +130,18 @@ impl Pair {
         }
     }
 
-    fn check_dial(&mut self, now: Instant) -> io::Result<()> {
-        let (Some(endpoint), Some(by)) = (&mut self.endpoint, self.dial_by) else { return Ok(()) };
+    fn check_dial(&mut self, reach: &Reach, now: Instant) -> io::Result<()> {
+        let (Some(endpoint), Some(dialling)) = (&mut self.endpoint, &self.dialling) else { return Ok(()) };
         match endpoint.connect_result() {
             Some(Ok(())) => {
-                self.dial_by = None;
+                self.dialling = None;
                 if let Destination::Service(_, choice) = &mut self.to {
-                    choice.connected();
+                    choice.connected(reach);
                 }
                 Ok(())
             }
             Some(Err(error)) => Err(error),
-            None if by <= now => Err(io::ErrorKind::TimedOut.into()),
+            None if dialling.by <= now => Err(io::ErrorKind::TimedOut.into()),
             None => Ok(()),
         }
     }
@@ -240,7 +247,10 @@ impl Worker {
         let io = &mut self.io;
         let Some(conn) = io.conns.get_mut(key) else { return };
         let Kind::Relay(pair) = &mut conn.kind else { return };
-        match pair.turn(&mut conn.socket, io.now, &mut io.buffer, &mut io.spent) {
+        let Some(pod) = self.pods.get(conn.pod) else { return };
+        let next = pair.turn(&mut conn.socket, &pod.reach, io.now, &mut io.buffer, &mut io.spent);
+        pod.log_reach();
+        match next {
             Next::Wait => {}
             Next::Again => io.enqueue(key),
             Next::Http2 => return self.relay_is_http2(key),
@@ -268,7 +278,7 @@ impl Worker {
             let Some(conn) = io.conns.get_mut(key) else { return };
             let Kind::Relay(pair) = &mut conn.kind else { return };
             let Some(pod) = self.pods.get(conn.pod) else { return };
-            let Some(to) = pair.destination(io.now, &mut io.rng) else { return self.reset_relay(key) };
+            let Some(to) = pair.destination(&pod.reach, io.now, &mut io.rng) else { return self.reset_relay(key) };
             let dialled =
                 dial(&io.home, pod.netns.as_fd(), to, Use::Relay).map(Socket::dialled).and_then(|mut socket| {
                     io.register(&mut socket, key, Role::Endpoint)?;
@@ -276,10 +286,12 @@ impl Worker {
                 });
             match dialled {
                 Ok(socket) => {
-                    let by = io.now + io.settings.dial_timeout;
                     if let Some(Kind::Relay(pair)) = io.conns.get_mut(key).map(|conn| &mut conn.kind) {
                         pair.endpoint = Some(socket);
-                        pair.dial_by = Some(by);
+                        let given_up = pair.has_another(&pod.reach, io.now);
+                        let settings = &io.settings;
+                        let wait = if given_up { settings.limits.dial_patience } else { settings.dial_timeout };
+                        pair.dialling = Some(Dialling { by: io.now + wait, given_up });
                     }
                     return self.arm_relay(key);
                 }
@@ -289,16 +301,19 @@ impl Worker {
     }
 
     fn relay_dial_failed(&mut self, key: Key, error: &io::Error) {
-        let Some(conn) = self.io.conns.get_mut(key) else { return };
+        let io = &mut self.io;
+        let Some(conn) = io.conns.get_mut(key) else { return };
         let Kind::Relay(pair) = &mut conn.kind else { return };
         let Some(pod) = self.pods.get_mut(conn.pod) else { return };
         tracing::debug!(%error, pod = &*pod.name, "an endpoint cannot be reached");
         pod.dials_failed += 1;
         pair.endpoint = None;
-        pair.dial_by = None;
+        let given_up =
+            pair.dialling.take().is_some_and(|dialling| dialling.given_up && error.kind() == io::ErrorKind::TimedOut);
         if let Destination::Service(_, choice) = &mut pair.to {
-            choice.failed(self.io.now);
+            choice.failed(&pod.reach, io.now, &mut io.rng, given_up);
         }
+        pod.log_reach();
     }
 
     fn relay_is_http2(&mut self, key: Key) {
@@ -327,9 +342,13 @@ impl Worker {
 }
 
 impl Pair {
-    fn destination(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Option<SocketAddr> {
+    fn has_another(&self, reach: &Reach, now: Instant) -> bool {
+        matches!(&self.to, Destination::Service(service, choice) if choice.has_another(service, reach, now))
+    }
+
+    fn destination(&mut self, reach: &Reach, now: Instant, rng: &mut fastrand::Rng) -> Option<SocketAddr> {
         match &mut self.to {
-            Destination::Service(service, choice) => Some(choice.next(service, now, rng)?.addr().socket_addr()),
+            Destination::Service(service, choice) => Some(choice.next(service, reach, now, rng)?.addr().socket_addr()),
             Destination::Original { dialled: true, .. } => None,
             Destination::Original { to, dialled } => {
                 *dialled = true;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::arena::Key;
 use super::event_loop::{Kind, Worker};
 use crate::addr::{EndpointAddr, NetnsCookie, ServiceAddr};
+use crate::balance::EjectedEndpoint;
 use crate::splitter::{Splitter, Stats};
 use crate::table::ServicePortName;
 
@@ -34,6 +35,8 @@ pub struct PodReport {
     /// Tries to accept that found the process without a free descriptor; the connections wait.
     pub accepts_failed: u64,
     pub dials_failed: u64,
+    /// Endpoints that could not be dialled from this pod and get nothing of it now, as long as others can.
+    pub ejected: Vec<EjectedEndpoint>,
     pub splitter: Stats,
 }
 
@@ -75,6 +78,7 @@ impl Worker {
                     without_flow: pod.without_flow,
                     accepts_failed: pod.accepts_failed,
                     dials_failed: pod.dials_failed,
+                    ejected: pod.reach.ejected(),
                     splitter: pod.splitter.as_ref().map(Splitter::stats).unwrap_or_default(),
                 };
                 (key, report)

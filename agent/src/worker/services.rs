@@ -60,11 +60,11 @@ impl Services {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
     use crate::addr::EndpointAddr;
-    use crate::table::{Endpoint, Policy, Reach, ServicePortName};
+    use crate::balance::Standing;
+    use crate::table::{Endpoint, Policy, Scope, ServicePortName};
 
     fn addr() -> ServiceAddr {
         ServiceAddr::new(([10, 96, 0, 10], 50051).into())
@@ -81,7 +81,7 @@ mod tests {
             name: ServicePortName { namespace: "shop".into(), service: name.into(), port: "".into() },
             policy: Policy::RoundRobin,
             endpoints: endpoints.iter().map(endpoint).collect(),
-            reach: Reach::All,
+            scope: Scope::All,
             usable: 0,
         };
         [Change { addr: addr(), service: Some(Arc::new(service)) }]
@@ -115,7 +115,7 @@ mod tests {
         let load = services.dial(addr(), rng).unwrap();
         assert_eq!(concerns(&mut services, &listed("cart", &[2, 3])), (false, 0), "a new one");
         assert_eq!(concerns(&mut services, &listed("cart", &[2])), (false, 0), "one without streams");
-        let held = load.pick(Instant::now(), rng, &[]).unwrap();
+        let held = load.pick(rng, |_| Standing::Good).unwrap();
         assert_eq!(concerns(&mut services, &listed("cart", &[4])), (true, 0));
         assert!(!held.endpoint().is_current());
     }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use sluice_agent::balance::Standing;
 use sluice_agent::splitter::{Limits, PREFACE};
 
 use crate::script::{Peer, Script};
@@ -58,9 +59,12 @@ impl Case {
             self.accept();
             let stats = self.s.world.stats();
             assert!(stats.open_streams <= stats.streams);
+            let ejected = self.s.world.reach.ejected();
+            assert!(ejected.iter().all(|ejected| self.s.endpoints.contains(&ejected.addr)), "{ejected:?}");
         }
         self.s.world.dials_wait = false;
         self.s.world.answer_dials();
+        self.s.world.fill_black_holes();
         if self.rng.bool() {
             self.s.run();
         }
@@ -82,10 +86,13 @@ impl Case {
     }
 
     fn counts_are_zero(&mut self) {
-        let later = self.s.world.now + Duration::from_secs(60);
         let service = std::rc::Rc::clone(&self.s.world.service);
-        let picked: Vec<_> =
-            self.s.endpoints.iter().map(|_| service.pick(later, &mut self.rng, &[]).expect("an endpoint")).collect();
+        let picked: Vec<_> = self
+            .s
+            .endpoints
+            .iter()
+            .map(|_| service.pick(&mut self.rng, |_| Standing::Good).expect("an endpoint"))
+            .collect();
         assert!(picked.iter().all(|picked| picked.endpoint().open() == 1), "streams counted for ever: {picked:?}");
     }
 
@@ -122,18 +129,20 @@ impl Case {
             7 if self.rng.u8(0..3) == 0 => self.s.refuse(1),
             7 | 8 => drop(self.s.world.accepted.entry(endpoint(1)).or_default()),
             9 => self.s.world.answer_dials(),
-            10 if self.rng.bool() => {
+            10 if self.rng.u8(0..3) == 0 => self.s.world.fill_black_holes(),
+            10 if self.rng.bool() => drop(self.s.world.black_holes.insert(endpoint(self.rng.u8(1..4)))),
+            11 if self.rng.bool() => {
                 let (rng, peers) = (&mut self.rng, [&mut self.clients, &mut self.servers]);
                 let peers = peers.into_iter().nth(rng.usize(0..2)).unwrap();
                 if !peers.is_empty() {
                     peers.swap_remove(rng.usize(..peers.len()));
                 }
             }
-            11 if self.rng.u8(0..8) == 0 => {
+            12 if self.rng.u8(0..8) == 0 => {
                 let until = self.s.world.now + Duration::from_millis(self.rng.u64(0..3_000));
                 self.s.world.splitter.drain(self.s.world.now, None, until);
             }
-            12..55 => {
+            13..55 => {
                 if let Some(client) = choose(&mut self.rng, &mut self.clients) {
                     client.ask(&mut self.rng);
                 } else {

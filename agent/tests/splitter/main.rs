@@ -9,6 +9,7 @@ mod headers;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod reach;
 mod script;
 mod wire;
 mod world;

@@ -1,7 +1,7 @@
 //! A world around one splitter: pipes in place of sockets, a clock that only the test moves, bytes in chunks of chance.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::pin::Pin;
@@ -11,9 +11,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sluice_agent::addr::{EndpointAddr, ServiceAddr};
-use sluice_agent::balance::ServiceLoad;
+use sluice_agent::balance::{Reach, ServiceLoad};
 use sluice_agent::splitter::{ConnId, Effect, Limits, Splitter, Stats};
-use sluice_agent::table::{Endpoint, Policy, Reach, Service, ServicePortName};
+use sluice_agent::table::{Endpoint, Policy, Scope, Service, ServicePortName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// One direction of a pipe.
@@ -127,6 +127,9 @@ fn pipe() -> (Pipe, Socket) {
     (Pipe { inbound, outbound }, socket)
 }
 
+/// A dial that nobody answers has failed after this long.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How many bytes move at once.
 #[derive(Clone, Copy, Debug)]
 pub enum Chunks {
@@ -140,6 +143,8 @@ pub struct World {
     pub now: Instant,
     pub rng: fastrand::Rng,
     pub service: Rc<ServiceLoad>,
+    /// The pod's.
+    pub reach: Rc<Reach>,
     chunks: Chunks,
     sockets: HashMap<ConnId, Socket>,
     /// Endpoints that accept: where their ends of new connections are put.
@@ -147,6 +152,12 @@ pub struct World {
     /// Dials are not answered before `answer_dials`.
     pub dials_wait: bool,
     dials: VecDeque<(ConnId, EndpointAddr)>,
+    /// Endpoints from which no answer to a dial ever comes.
+    pub black_holes: HashSet<EndpointAddr>,
+    /// Dials into black holes, and when they fail.
+    lost: VecDeque<(Instant, ConnId)>,
+    /// All dials since the beginning.
+    pub dialled: Vec<(Instant, EndpointAddr)>,
     /// All that the splitter wrote and asked for, mixed into one number.
     pub digest: u64,
 }
@@ -163,7 +174,7 @@ pub fn service(endpoints: &[EndpointAddr]) -> Arc<Service> {
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
         policy: Policy::RoundRobin,
         endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into() }).collect(),
-        reach: Reach::All,
+        scope: Scope::All,
         usable: endpoints.len() as u32,
     })
 }
@@ -172,16 +183,21 @@ impl World {
     pub fn new(seed: u64, chunks: Chunks, limits: Limits, endpoints: &[EndpointAddr]) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let service = ServiceLoad::new(service(endpoints), &mut rng);
+        let reach = Rc::<Reach>::default();
         Self {
-            splitter: Splitter::new(Rc::new(limits.validated().unwrap()), rng.fork()),
+            splitter: Splitter::new(Rc::new(limits.validated().unwrap()), Rc::clone(&reach), rng.fork()),
             now: Instant::now(),
             rng,
             service,
+            reach,
             chunks,
             sockets: HashMap::new(),
             accepted: endpoints.iter().map(|addr| (*addr, VecDeque::new())).collect(),
             dials_wait: false,
             dials: VecDeque::new(),
+            black_holes: HashSet::new(),
+            lost: VecDeque::new(),
+            dialled: Vec::new(),
             digest: 0,
         }
     }
@@ -272,6 +288,14 @@ impl World {
         }
     }
 
+    /// As [`World::answer_dials`], for one endpoint.
+    pub fn answer_dial_of(&mut self, addr: EndpointAddr) {
+        let (answered, rest) = std::mem::take(&mut self.dials).into_iter().partition(|(_, to)| *to == addr);
+        self.dials = answered;
+        self.answer_dials();
+        self.dials.extend::<VecDeque<_>>(rest);
+    }
+
     fn answer_dial(&mut self, conn: ConnId, addr: EndpointAddr) {
         match self.accepted.get_mut(&addr) {
             Some(backlog) => {
@@ -291,7 +315,10 @@ impl World {
             match effect {
                 Effect::Dial(conn, addr) => {
                     self.digest = mix(self.digest, &(conn, addr));
-                    if self.dials_wait {
+                    self.dialled.push((self.now, addr));
+                    if self.black_holes.contains(&addr) {
+                        self.lost.push_back((self.now + DIAL_TIMEOUT, conn));
+                    } else if self.dials_wait {
                         self.dials.push_back((conn, addr));
                     } else {
                         self.answer_dial(conn, addr);
@@ -303,6 +330,7 @@ impl World {
                     self.splitter.consumed(self.now, conn, rest.len());
                     self.digest = mix(self.digest, &(conn, &rest));
                     self.dials.retain(|(dialled, _)| *dialled != conn);
+                    self.lost.retain(|(_, dialled)| *dialled != conn);
                     if let Some(socket) = self.sockets.remove(&conn) {
                         socket.to_peer.borrow_mut().bytes.extend(rest);
                         hang_up(&socket);
@@ -313,17 +341,32 @@ impl World {
         any
     }
 
-    /// Moves the clock to the next deadline, if there is one.
-    pub fn pass_time(&mut self, at_most: Duration) {
-        let limit = self.now + at_most;
-        while let Some((at, _)) = self.splitter.next_deadline()
-            && at <= limit
-        {
+    /// Moves the clock, and with it whatever becomes due.
+    pub fn pass_time(&mut self, time: Duration) {
+        let limit = self.now + time;
+        loop {
+            let deadline = self.splitter.next_deadline().map(|(at, _)| at);
+            let lost = self.lost.front().map(|(at, _)| *at);
+            let Some(at) = [deadline, lost].into_iter().flatten().min().filter(|at| *at <= limit) else { break };
             self.now = self.now.max(at);
-            self.splitter.handle_deadline(self.now);
+            if lost.is_some_and(|lost| lost <= self.now)
+                && let Some((_, conn)) = self.lost.pop_front()
+            {
+                self.splitter.handle_closed(self.now, conn);
+            } else {
+                self.splitter.handle_deadline(self.now);
+            }
             self.effects();
         }
         self.now = limit;
+    }
+
+    /// No endpoint swallows dials any more; those that were lost are.
+    pub fn fill_black_holes(&mut self) {
+        self.black_holes.clear();
+        for (_, conn) in std::mem::take(&mut self.lost) {
+            self.splitter.handle_closed(self.now, conn);
+        }
     }
 
     pub fn stats(&self) -> Stats {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use sluice_agent::addr::{EndpointAddr, NetnsCookie, OriginalDst, ServiceAddr};
 use sluice_agent::detect::Patience;
-use sluice_agent::table::{Change, Endpoint, Policy, Reach, Service, ServicePortName};
+use sluice_agent::splitter::Limits;
+use sluice_agent::table::{Change, Endpoint, Policy, Scope, Service, ServicePortName};
 use tokio::sync::oneshot::error::TryRecvError;
 
 use sluice_agent::worker::{Answer, Pod, PodReport, Settings, WorkerHandle, spawn};
@@ -40,10 +41,21 @@ impl World {
     }
 
     pub(crate) fn with(patience: Patience) -> Self {
+        // However busy the machine is, an endpoint that works is waited for.
+        let limits = Limits { dial_patience: HANG, ..Limits::default() };
+        Self::of(Settings { seed: 7, patience, limits, ..Settings::default() })
+    }
+
+    /// Endpoints that do not answer are not waited for, and their dials do not fail while a test runs.
+    pub(crate) fn impatient() -> Self {
+        let patience = Patience { silence: Duration::from_millis(20), partial: Duration::from_millis(50) };
+        Self::of(Settings { seed: 7, patience, dial_timeout: 10 * HANG, ..Settings::default() })
+    }
+
+    fn of(settings: Settings) -> Self {
         let flows: Arc<Mutex<HashMap<NetnsCookie, OriginalDst>>> = Arc::default();
         let beats = Arc::new(AtomicU64::new(0));
         let (remembered, beating) = (Arc::clone(&flows), Arc::clone(&beats));
-        let settings = Settings { seed: 7, patience, ..Settings::default() };
         let (handle, thread) = spawn(
             0,
             settings,
@@ -125,7 +137,7 @@ pub(crate) fn listed(endpoints: &[SocketAddr]) -> Arc<[Change]> {
         policy: Policy::RoundRobin,
         usable: endpoints.len() as u32,
         endpoints,
-        reach: Reach::All,
+        scope: Scope::All,
     };
     [Change { addr: service_addr(), service: Some(Arc::new(service)) }].into()
 }
@@ -225,6 +237,26 @@ pub(crate) fn nobody() -> (SocketAddr, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     (socket.local_addr().unwrap().as_socket().unwrap(), socket)
+}
+
+/// A port of loopback that answers no SYN, as long as the sockets live: its backlog is full.
+pub(crate) fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut held = vec![listener];
+    loop {
+        let filler = socket();
+        // Loopback answers in microseconds, if it answers.
+        let full = filler.connect_timeout(&addr, Duration::from_millis(100)).is_err();
+        held.push(filler);
+        assert!(held.len() < 10, "the backlog never fills");
+        if full {
+            return (addr.as_socket().unwrap(), held);
+        }
+    }
 }
 
 pub(crate) fn send(stream: &mut TcpStream, bytes: &[u8]) {

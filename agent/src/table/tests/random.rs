@@ -182,10 +182,10 @@ fn from_scratch(objects: &BTreeMap<Key, Object>) -> (BTreeMap<ServiceAddr, Servi
                     }
                     None => {
                         let reason = chosen.without_endpoints();
-                        let (endpoints, reach, usable) = (chosen.endpoints, chosen.reach, chosen.usable);
+                        let (endpoints, scope, usable) = (chosen.endpoints, chosen.scope, chosen.usable);
                         table.insert(
                             addr,
-                            Service { id: 0, addr, name: name.clone(), policy, endpoints, reach, usable },
+                            Service { id: 0, addr, name: name.clone(), policy, endpoints, scope, usable },
                         );
                         reason
                     }

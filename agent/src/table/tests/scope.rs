@@ -28,10 +28,10 @@ fn service(spec: &str) -> String {
 const LOCAL: &str = "internalTrafficPolicy: Local,";
 
 /// The mode, the last bytes of the endpoints used, and how many are usable anywhere.
-fn used(built: &Built) -> (Reach, Vec<u8>, u32) {
+fn used(built: &Built) -> (Scope, Vec<u8>, u32) {
     let service = &built.table.services[&service_addr("10.96.0.10:50051")];
     let last = |it: &Endpoint| it.addr.to_string().split(['.', ':']).nth(3).unwrap().parse().unwrap();
-    (service.reach, service.endpoints.iter().map(last).collect(), service.usable)
+    (service.scope, service.endpoints.iter().map(last).collect(), service.usable)
 }
 
 fn seen_from(own: Option<&str>, zone: Option<&str>, spec: &str, endpoints: &[String]) -> Built {
@@ -41,7 +41,7 @@ fn seen_from(own: Option<&str>, zone: Option<&str>, spec: &str, endpoints: &[Str
     built_on(own, &format!("{}{slices}{nodes}", service(spec)))
 }
 
-fn here(spec: &str, endpoints: &[String]) -> (Reach, Vec<u8>, u32) {
+fn here(spec: &str, endpoints: &[String]) -> (Scope, Vec<u8>, u32) {
     used(&seen_from(Some("n1"), Some("a"), spec, endpoints))
 }
 
@@ -49,62 +49,62 @@ fn here(spec: &str, endpoints: &[String]) -> (Reach, Vec<u8>, u32) {
 fn endpoints_hinted_for_our_zone_are_used_and_no_others() {
     let in_two =
         [at(1, READY, "n1", &["a"], &[]), at(2, READY, "n2", &["b"], &[]), at(3, READY, "n3", &["b", "a"], &[])];
-    assert_eq!(here("", &in_two), (Reach::SameZone, vec![1, 3], 3));
+    assert_eq!(here("", &in_two), (Scope::SameZone, vec![1, 3], 3));
 }
 
 #[test]
 fn hints_for_our_node_come_before_those_for_our_zone() {
     let both = [at(1, READY, "n1", &["a"], &["n1"]), at(2, READY, "n2", &["a"], &["n2"])];
-    assert_eq!(here("", &both), (Reach::SameNode, vec![1], 2));
+    assert_eq!(here("", &both), (Scope::SameNode, vec![1], 2));
 }
 
 #[test]
 fn without_a_hint_for_our_node_the_hints_for_our_zone_bind() {
     let none_for_us = [at(1, READY, "n2", &["a"], &["n2"]), at(2, READY, "n3", &["b"], &["n3"])];
-    assert_eq!(here("", &none_for_us), (Reach::SameZone, vec![1], 2));
+    assert_eq!(here("", &none_for_us), (Scope::SameZone, vec![1], 2));
     let one_lacks_it =
         [at(1, READY, "n1", &["a"], &["n1"]), at(2, READY, "n2", &["a"], &[]), at(3, READY, "n3", &["b"], &["n3"])];
-    assert_eq!(here("", &one_lacks_it), (Reach::SameZone, vec![1, 2], 3));
+    assert_eq!(here("", &one_lacks_it), (Scope::SameZone, vec![1, 2], 3));
 }
 
 #[test]
 fn all_are_used_where_no_endpoint_is_hinted_for_us() {
     let elsewhere = [at(1, READY, "n2", &["b"], &["n2"]), at(2, READY, "n3", &["c"], &["n3"])];
-    assert_eq!(here("", &elsewhere), (Reach::All, vec![1, 2], 2));
+    assert_eq!(here("", &elsewhere), (Scope::All, vec![1, 2], 2));
 }
 
 #[test]
 fn all_are_used_where_one_ready_endpoint_lacks_hints() {
     let one_lacks = [at(1, READY, "n1", &["a"], &["n1"]), at(2, READY, "n2", &[], &[])];
-    assert_eq!(here("", &one_lacks), (Reach::All, vec![1, 2], 2));
+    assert_eq!(here("", &one_lacks), (Scope::All, vec![1, 2], 2));
     let unsaid = [
         at(1, READY, "n1", &["a"], &[]),
         "{addresses: [10.1.0.2]}".to_owned(),
         "{addresses: [10.1.0.3], hints: null}".to_owned(),
     ];
-    assert_eq!(here("", &unsaid), (Reach::All, vec![1, 2, 3], 3));
+    assert_eq!(here("", &unsaid), (Scope::All, vec![1, 2, 3], 3));
 }
 
 #[test]
 fn all_are_used_where_our_zone_or_node_is_unknown() {
     let hinted = [at(1, READY, "n1", &["a"], &[]), at(2, READY, "n2", &["b"], &[])];
-    let all = (Reach::All, vec![1, 2], 2);
+    let all = (Scope::All, vec![1, 2], 2);
     assert_eq!(used(&seen_from(Some("n1"), None, "", &hinted)), all, "a node without the label");
     assert_eq!(used(&seen_from(Some("n1"), Some("''"), "", &hinted)), all, "an empty label");
     assert_eq!(used(&seen_from(Some("n7"), Some("a"), "", &hinted)), all, "a node that is not listed");
     assert_eq!(used(&seen_from(None, Some("a"), "", &hinted)), all, "no name of our own");
     let for_nodes = [at(1, READY, "n1", &[], &["n1"]), at(2, READY, "n2", &[], &["n2"])];
     assert_eq!(used(&seen_from(None, Some("a"), "", &for_nodes)), all);
-    assert_eq!(used(&seen_from(Some("n1"), None, "", &for_nodes)), (Reach::SameNode, vec![1], 2), "needs no zone");
+    assert_eq!(used(&seen_from(Some("n1"), None, "", &for_nodes)), (Scope::SameNode, vec![1], 2), "needs no zone");
 }
 
 #[test]
 fn only_ready_endpoints_count_for_the_hints() {
     let lacking_but_down =
         [at(1, READY, "n1", &["a"], &[]), at(2, DOWN, "n2", &[], &[]), at(3, ENDING, "n3", &[], &[])];
-    assert_eq!(here("", &lacking_but_down), (Reach::SameZone, vec![1], 1));
+    assert_eq!(here("", &lacking_but_down), (Scope::SameZone, vec![1], 1));
     let ours_is_ending = [at(1, ENDING, "n1", &["a"], &[]), at(2, READY, "n2", &["b"], &[])];
-    assert_eq!(here("", &ours_is_ending), (Reach::All, vec![2], 1));
+    assert_eq!(here("", &ours_is_ending), (Scope::All, vec![2], 1));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn where_none_is_ready_those_that_end_are_used_whatever_their_hints() {
         at(2, ENDING, "n2", &["b"], &["n2"]),
         at(3, DOWN, "n1", &["a"], &["n1"]),
     ];
-    assert_eq!(here("", &ending), (Reach::All, vec![1, 2], 2));
+    assert_eq!(here("", &ending), (Scope::All, vec![1, 2], 2));
 }
 
 #[test]
@@ -124,22 +124,22 @@ fn local_means_endpoints_on_our_own_node_whatever_the_hints() {
         at(2, READY, "n2", &["a"], &["n1"]),
         "{addresses: [10.1.0.3]}".to_owned(),
     ];
-    assert_eq!(here(LOCAL, &mixed), (Reach::Local, vec![1], 3));
+    assert_eq!(here(LOCAL, &mixed), (Scope::Local, vec![1], 3));
 }
 
 #[test]
 fn local_falls_back_to_our_own_that_end_before_ready_ones_elsewhere() {
     let ours_ends = [at(1, ENDING, "n1", &[], &[]), at(2, READY, "n2", &[], &[]), at(3, DOWN, "n1", &[], &[])];
-    assert_eq!(here(LOCAL, &ours_ends), (Reach::Local, vec![1], 1));
+    assert_eq!(here(LOCAL, &ours_ends), (Scope::Local, vec![1], 1));
     let both = [at(1, ENDING, "n1", &[], &[]), at(2, READY, "n1", &[], &[])];
-    assert_eq!(here(LOCAL, &both), (Reach::Local, vec![2], 1));
+    assert_eq!(here(LOCAL, &both), (Scope::Local, vec![2], 1));
 }
 
 #[test]
 fn a_local_service_without_endpoints_here_is_left_alone_and_says_so() {
     let elsewhere = [at(1, READY, "n2", &[], &[]), at(2, ENDING, "n2", &[], &[])];
     let built = seen_from(Some("n1"), Some("a"), LOCAL, &elsewhere);
-    assert_eq!(used(&built), (Reach::Local, vec![], 1));
+    assert_eq!(used(&built), (Scope::Local, vec![], 1));
     assert_eq!(reasons(&built), [("shop/cart:grpc".to_owned(), Reason::NoLocalEndpoints)]);
 }
 
@@ -182,13 +182,13 @@ fn a_node_that_moves_to_another_zone_uses_other_endpoints() {
     )]);
     let mut catalog = Catalog::new(Some("n1".into()));
     catalog.apply(updates(&format!("{}{slices}", service(""))));
-    assert_eq!(used(&catalog.built()), (Reach::All, vec![1, 2], 2));
+    assert_eq!(used(&catalog.built()), (Scope::All, vec![1, 2], 2));
     for (zone, endpoint) in [("a", 1), ("b", 2)] {
         assert_eq!(catalog.apply(updates(&node("n1", Some(zone)))).services.len(), 1);
-        assert_eq!(used(&catalog.built()), (Reach::SameZone, vec![endpoint], 2));
+        assert_eq!(used(&catalog.built()), (Scope::SameZone, vec![endpoint], 2));
     }
     assert_eq!(catalog.apply(updates(&node("n2", Some("a")))), Changes::default(), "another node");
     let key = objects(&node("n1", None)).remove(0).key();
     catalog.apply([Update::Delete { key, uid: None }]);
-    assert_eq!(used(&catalog.built()), (Reach::All, vec![1, 2], 2));
+    assert_eq!(used(&catalog.built()), (Scope::All, vec![1, 2], 2));
 }

@@ -1,0 +1,75 @@
+//! Opaque connections and endpoints that cannot be dialled, on real sockets. Needs root (CAP_SYS_ADMIN).
+
+use std::time::{Duration, Instant};
+
+#[path = "worker/support.rs"]
+mod support;
+
+use support::*;
+
+#[test]
+fn an_opaque_connection_does_not_wait_for_an_endpoint_that_does_not_answer_dials() {
+    let world = World::impatient();
+    let ((silent, _held), alive) = (black_hole(), Backend::new());
+    world.set_endpoints(&[silent, alive.addr]);
+    let pod = world.pod();
+    for _ in 0..10 {
+        let mut client = connect(pod);
+        send(&mut client, b"x");
+        assert_eq!(receive(&mut alive.accept(), 1), b"x");
+    }
+    let report = world.pod_report();
+    assert_eq!(report.ejected.iter().map(|ejected| ejected.addr.socket_addr()).collect::<Vec<_>>(), [silent]);
+}
+
+#[test]
+fn an_opaque_connection_waits_for_a_slow_endpoint_when_the_others_refuse() {
+    let world = World::impatient();
+    let ((silent, held), (refusing, _held)) = (black_hole(), nobody());
+    world.set_endpoints(&[silent, refusing]);
+    let pod = world.pod();
+    let mut clients = [connect(pod), connect(pod)];
+    clients.iter_mut().for_each(|client| send(client, b"x"));
+    world.until(|pod| pod.ejected.iter().any(|ejected| ejected.addr.socket_addr() == refusing));
+    let listener = &held[0];
+    let mut came = 0;
+    while came < 2 {
+        let (socket, _) = listener.accept().unwrap();
+        let mut stream = patient(socket.into());
+        // The fillers of the backlog have nothing to say.
+        if held.iter().skip(1).all(|filler| filler.local_addr().ok() != peer_of(&stream)) {
+            assert_eq!(receive(&mut stream, 1), b"x");
+            came += 1;
+        }
+    }
+}
+
+fn peer_of(stream: &std::net::TcpStream) -> Option<socket2::SockAddr> {
+    stream.peer_addr().ok().map(Into::into)
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_ejected_for_opaque_connections_and_streams_alike() {
+    let world = World::new();
+    let ((dead, _held), alive) = (nobody(), Backend::new());
+    world.set_endpoints(&[dead, alive.addr]);
+    let (pod, began) = (world.pod(), Instant::now());
+    let mut opaque = connect(pod);
+    send(&mut opaque, b"x");
+    alive.accept();
+    let mut second = connect(pod);
+    send(&mut second, b"x");
+    alive.accept();
+    assert_eq!(world.pod_report().ejected.len(), 1);
+    // A client of HTTP/2 with one request: it goes where the opaque ones went, and nothing else is dialled.
+    let mut client = connect(pod);
+    send(&mut client, sluice_agent::splitter::PREFACE);
+    send(&mut client, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // :method GET, :scheme http, :path / of the static table.
+    send(&mut client, &[0, 0, 3, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84]);
+    let preface = sluice_agent::splitter::PREFACE;
+    assert_eq!(receive(&mut alive.accept(), preface.len()), preface);
+    // After its back-off it would be probed: no machine is that slow most of the time.
+    let dials = world.pod_report().dials_failed;
+    assert!(dials == 1 || began.elapsed() > Duration::from_millis(700), "{dials} dials");
+}
