@@ -7,7 +7,7 @@ mod control_plane;
 mod kube_node;
 mod network;
 mod pki;
-pub(crate) mod state;
+mod state;
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail};
 
 pub use self::kube_node::KubeNode;
 use self::kube_node::NODES;
+pub(crate) use self::state::traces;
 use crate::image::Image;
 use crate::node::require_root;
 
@@ -51,7 +52,7 @@ impl Cluster {
 
     /// Whether there is anything of a cluster on this machine, dead or alive.
     pub fn exists() -> bool {
-        !state::traces().is_empty()
+        !traces().is_empty()
     }
 
     /// Brings up a cluster; a dead one is removed first, a living one is an error. `programs` has etcd, kubectl, the
