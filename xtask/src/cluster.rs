@@ -49,7 +49,7 @@ fn up() -> Result<ExitCode> {
     if Cluster::attach().is_ok() {
         println!("the cluster is up already");
     } else {
-        bring_up()?;
+        bring_up()?.keep()?;
     }
     println!(
         "a shell in it:   cargo xtask cluster shell    (kubectl, helm; `node-a COMMAND` runs COMMAND on a node)\n\
@@ -71,6 +71,7 @@ fn down() -> Result<ExitCode> {
 fn shell(command: &[OsString]) -> Result<ExitCode> {
     host::need_root("cluster shell")?;
     let cluster = Cluster::attach().or_else(|_| bring_up())?;
+    cluster.keep()?;
     let own = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     let (program, args) = if command.is_empty() { &own[..] } else { command }.split_first().context("no command")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -89,23 +90,19 @@ fn shell(command: &[OsString]) -> Result<ExitCode> {
 
 fn test(filter: Option<&str>) -> Result<ExitCode> {
     host::need_root("cluster test")?;
-    let found = Cluster::attach().ok();
-    let ours = found.is_none();
+    let ours = Cluster::attach().is_err();
     let mut passed = true;
-    let cluster = match found {
-        Some(cluster) => {
-            step("a cluster is up and stays up: leaving out the tests that make and remove one");
-            cluster
-        }
-        None => {
-            prepare()?;
-            step("testing that a cluster leaves nothing behind");
-            passed &= run_tests("cluster_clean_up", filter)?;
-            bring_up()?
-        }
-    };
     if ours {
-        cluster.remove_on_signal()?;
+        prepare()?;
+        Cluster::down()?;
+        step("testing that a cluster leaves nothing behind");
+        Cluster::remove_on_signal()?;
+        passed &= run_tests("cluster_clean_up", filter)?;
+        // What a failed one left.
+        Cluster::down()?;
+        bring_up()?;
+    } else {
+        step("a cluster is up and stays up: leaving out the tests that make and remove one");
     }
     step("running the cluster's tests");
     let outcome = run_tests("cluster", filter);

@@ -65,7 +65,7 @@ fn every_pod_reaches_every_endpoint_of_a_service_in_both_families() -> Result<()
             // kube-proxy picks at random: 4 endpoints are all seen within 100 calls, but for one time in 10^12.
             for _ in 0..100 {
                 let said = space.exec(&client, &["get", &url])?;
-                ensure!(names.contains(&said.trim().to_owned()), "{client} got {said:?} from {address}");
+                ensure!(names.contains(said.trim()), "{client} got {said:?} from {address}");
                 missing.remove(said.trim());
                 if missing.is_empty() {
                     break;
