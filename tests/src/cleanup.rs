@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -88,6 +88,11 @@ pub(crate) fn on_signal(remove: Option<Remove>) -> Result<()> {
     Ok(())
 }
 
+/// Returns unless a signal is just ending this process: who would end it first waits here.
+pub(crate) fn wait_for_cleaner() {
+    drop(ELSE.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
 fn nodes() -> std::sync::MutexGuard<'static, BTreeMap<String, Leftovers>> {
     NODES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -131,6 +136,12 @@ pub(crate) fn started_at(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
+/// On standard error, which may be gone together with what sent the signal: then `eprintln` would panic, and nothing more
+/// be removed.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let _ = writeln!(io::stderr(), "testbed: {error:#}");
+}
+
 /// The writing end of the pipe that wakes the cleaner; -1 until it exists.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
@@ -162,12 +173,12 @@ fn install() -> Result<()> {
         let nodes = nodes();
         for node in nodes.values() {
             if let Err(error) = node.remove_what_is_there() {
-                eprintln!("testbed: {error:#}");
+                complain(&error);
             }
         }
         let remove_else = ELSE.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = remove_else.map(|remove| remove()) {
-            eprintln!("testbed: {error:#}");
+            complain(&error);
         }
         // Die of the signal, as the caller expects.
         // SAFETY: both take plain integers; nothing of this process runs after them that would need a handler.

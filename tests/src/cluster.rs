@@ -7,7 +7,7 @@ mod control_plane;
 mod kube_node;
 mod network;
 mod pki;
-pub(crate) mod state;
+mod state;
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +19,8 @@ use anyhow::{Context, Result, bail};
 
 pub use self::kube_node::KubeNode;
 use self::kube_node::NODES;
+pub(crate) use self::state::traces;
+use crate::cleanup::{complain, wait_for_cleaner};
 use crate::image::Image;
 use crate::node::require_root;
 
@@ -31,6 +33,17 @@ const READY: &str = "ready";
 #[derive(Debug)]
 pub struct Cluster {
     programs: PathBuf,
+}
+
+/// Removes a cluster that is not made to its end, also on panic.
+struct Unfinished;
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = state::remove().and_then(|()| state::remove_on_signal(false)) {
+            complain(&error);
+        }
+    }
 }
 
 impl Cluster {
@@ -51,12 +64,12 @@ impl Cluster {
 
     /// Whether there is anything of a cluster on this machine, dead or alive.
     pub fn exists() -> bool {
-        !state::traces().is_empty()
+        !traces().is_empty()
     }
 
     /// Brings up a cluster; a dead one is removed first, a living one is an error. `programs` has etcd, kubectl, the
-    /// other five of Kubernetes and `probe`; `say` is told what takes a while. What has begun is removed on failure and on SIGINT,
-    /// SIGTERM and SIGHUP.
+    /// other five of Kubernetes and `probe`; `say` is told what takes a while. It is removed if it fails, and if SIGINT,
+    /// SIGTERM or SIGHUP ends this process before [`Cluster::keep`].
     pub fn up(programs: &Path, say: impl Fn(&str)) -> Result<Self> {
         require_root()?;
         let _lock = state::lock()?;
@@ -68,21 +81,20 @@ impl Cluster {
             say("removing what is left of a dead cluster");
             state::remove()?;
         }
-        let made = Self { programs: programs.to_owned() }.make(&say);
-        if let Err(error) = made {
-            let removed = state::remove();
-            state::remove_on_signal(false)?;
-            return Err(error.context(match removed {
-                Ok(()) => "cannot bring up the cluster; all of it is removed again".to_owned(),
-                Err(error) => format!("cannot bring up the cluster, nor remove it ({error:#})"),
-            }));
-        }
-        state::remove_on_signal(false)?;
-        Ok(Self { programs: programs.to_owned() })
+        let unfinished = Unfinished;
+        let cluster = Self { programs: programs.to_owned() };
+        cluster.make(&say).context("cannot bring up the cluster; what there was of it is removed again")?;
+        std::mem::forget(unfinished);
+        Ok(cluster)
     }
 
-    /// From now on a signal that ends this process removes the cluster first.
-    pub fn remove_on_signal(&self) -> Result<()> {
+    /// From now on a signal that ends this process leaves the cluster alone.
+    pub fn keep(&self) -> Result<()> {
+        state::remove_on_signal(false)
+    }
+
+    /// From now on a signal that ends this process removes whatever there is of a cluster, whoever made it.
+    pub fn remove_on_signal() -> Result<()> {
         state::remove_on_signal(true)
     }
 
@@ -90,6 +102,7 @@ impl Cluster {
     /// Fine if there is none. A signal meanwhile does not stop it halfway.
     pub fn down() -> Result<()> {
         require_root()?;
+        wait_for_cleaner();
         let _lock = state::lock()?;
         state::remove_on_signal(true)?;
         let removed = state::remove();

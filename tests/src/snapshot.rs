@@ -44,7 +44,7 @@ impl Snapshot {
         for folder in cgroup::children(&std::env::temp_dir()).iter().filter(|folder| is_ours(folder)) {
             things.insert(format!("folder {}", folder.display()));
         }
-        things.extend(cluster::state::traces().iter().map(|path| format!("cluster {}", path.display())));
+        things.extend(cluster::traces().iter().map(|path| format!("cluster {}", path.display())));
         let others = held_by_others();
         bpf("prog", &others, &mut things)?;
         bpf("link", &others, &mut things)?;

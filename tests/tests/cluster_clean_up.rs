@@ -86,9 +86,12 @@ fn xtask(task: &str) -> Result<Command> {
             // SAFETY: takes plain integers and is async-signal-safe.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
+        // What is interrupted together with this test ends as well, and cleans up.
+        // SAFETY: as above.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
         Ok(())
     };
-    // SAFETY: the closure runs between fork and exec and only makes the call above.
+    // SAFETY: the closure runs between fork and exec and only makes the calls above.
     unsafe { command.pre_exec(heed) };
     Ok(command)
 }

@@ -14,6 +14,7 @@ use clap::Subcommand;
 use testbed::Cluster;
 
 use crate::host::{self, step};
+use crate::image;
 use crate::node::exit_code;
 
 #[derive(Subcommand)]
@@ -28,10 +29,13 @@ pub(crate) enum Task {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
-    /// Run the tests that need it; brings it up if need be, and takes it down again then
+    /// Install sluice on it by its manifests and run the tests; brings it up if need be, and takes it down again then
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// Also those that take minutes each
+        #[arg(long)]
+        all: bool,
     },
 }
 
@@ -40,7 +44,7 @@ pub(crate) fn run(task: &Task) -> Result<ExitCode> {
         Task::Up => up(),
         Task::Down => down(),
         Task::Shell { command } => shell(command),
-        Task::Test { filter } => test(filter.as_deref()),
+        Task::Test { filter, all } => test(filter.as_deref(), *all),
     }
 }
 
@@ -49,7 +53,7 @@ fn up() -> Result<ExitCode> {
     if Cluster::attach().is_ok() {
         println!("the cluster is up already");
     } else {
-        bring_up()?;
+        bring_up()?.keep()?;
     }
     println!(
         "a shell in it:   cargo xtask cluster shell    (kubectl, helm; `node-a COMMAND` runs COMMAND on a node)\n\
@@ -71,6 +75,7 @@ fn down() -> Result<ExitCode> {
 fn shell(command: &[OsString]) -> Result<ExitCode> {
     host::need_root("cluster shell")?;
     let cluster = Cluster::attach().or_else(|_| bring_up())?;
+    cluster.keep()?;
     let own = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     let (program, args) = if command.is_empty() { &own[..] } else { command }.split_first().context("no command")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -87,42 +92,44 @@ fn shell(command: &[OsString]) -> Result<ExitCode> {
     Ok(ExitCode::from(exit_code(status)))
 }
 
-fn test(filter: Option<&str>) -> Result<ExitCode> {
+fn test(filter: Option<&str>, all: bool) -> Result<ExitCode> {
     host::need_root("cluster test")?;
-    let found = Cluster::attach().ok();
-    let ours = found.is_none();
+    let ours = Cluster::attach().is_err();
+    // What the tests install.
+    image::make()?;
     let mut passed = true;
-    let cluster = match found {
-        Some(cluster) => {
-            step("a cluster is up and stays up: leaving out the tests that make and remove one");
-            cluster
-        }
-        None => {
-            prepare()?;
-            step("testing that a cluster leaves nothing behind");
-            passed &= run_tests("cluster_clean_up", filter)?;
-            bring_up()?
-        }
-    };
     if ours {
-        cluster.remove_on_signal()?;
+        prepare()?;
+        Cluster::down()?;
+        Cluster::remove_on_signal()?;
+        if all {
+            step("testing that a cluster leaves nothing behind");
+            passed &= run_tests("cluster_clean_up", filter, &[])?;
+            // What a failed one left.
+            Cluster::down()?;
+        }
+        bring_up()?;
     }
-    step("running the cluster's tests");
-    let outcome = run_tests("cluster", filter);
+    let (which, args): (_, &[&str]) =
+        if all { ("all of the", &["--include-ignored"]) } else { ("the short ones (--all: every one) of the", &[]) };
+    step(&format!("running {which} cluster's tests"));
+    let outcome = run_tests("cluster", filter, args);
     if ours {
         step("removing the cluster");
         Cluster::down()?;
+    } else {
+        step("the cluster was up before and stays up");
     }
     passed &= outcome?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs a test target, whose own lines are the result; gives whether all passed.
-fn run_tests(target: &str, filter: Option<&str>) -> Result<bool> {
+fn run_tests(target: &str, filter: Option<&str>, args: &[&str]) -> Result<bool> {
     let mut cargo = host::cargo();
     cargo.args(["test", "--quiet", "--package", "testbed", "--test", target, "--"]);
     // One after another: one's load is not another's delay. What a test prints are its figures.
-    cargo.args(["--test-threads=1", "--format=pretty", "--show-output"]).args(filter);
+    cargo.args(["--test-threads=1", "--format=pretty", "--show-output"]).args(args).args(filter);
     Ok(cargo.env("RUST_BACKTRACE", "0").status().context("cannot start cargo")?.success())
 }
 

@@ -71,16 +71,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let image = options.program.image(&folder, tag)?;
     let output = match &options.output {
         Some(file) => file.clone(),
-        None => {
-            let folder = host::target().join("images");
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            folder.join(format!("{}.tar", image.reference().replace(':', "-")))
-        }
+        None => archive(&image)?,
     };
     image.write(&output)?;
     host::step(&format!("{}, to be imported with `ctr -n k8s.io images import`:", image.reference()));
     println!("{}", output.display());
     Ok(())
+}
+
+/// Makes both images of this version, where [`run`] puts them unless told otherwise.
+pub(crate) fn make() -> Result<()> {
+    let programs = Program::value_variants();
+    let folder = host::static_programs(&programs.iter().map(|program| program.package()).collect::<Vec<_>>())?;
+    for program in programs {
+        let image = program.image(&folder, env!("CARGO_PKG_VERSION"))?;
+        image.write(&archive(&image)?)?;
+    }
+    Ok(())
+}
+
+fn archive(image: &Image) -> Result<PathBuf> {
+    let folder = host::target().join("images");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder.join(format!("{}.tar", image.reference().replace(':', "-"))))
 }
 
 #[cfg(test)]

@@ -102,10 +102,12 @@ impl Layer {
 }
 
 fn lint(runner: &Runner) -> Result<()> {
-    // All three, so that one run shows everything there is to mend.
+    // All of them, so that one run shows everything there is to mend.
     let results = [
         runner.cargo(&["fmt", "--all", "--check"]),
         runner.cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        // Those too which only run by name.
+        runner.cargo(&["clippy", "--package", "testbed", "--test", "*", "--", "-D", "warnings"]),
         deny(runner),
     ];
     let failures: Vec<_> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();

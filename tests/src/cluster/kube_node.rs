@@ -102,7 +102,6 @@ impl KubeNode {
     /// Starts containerd and gives it the image of the sandbox containers, an archive.
     pub(super) fn start_containerd(&self, sandbox: (&str, &Path)) -> Result<()> {
         let (reference, archive) = sandbox;
-        network::join(self.number, self.holder()?)?;
         state::folder(self.own("/var/lib/cni/net.d"))?;
         state::write(self.own("/var/lib/cni/net.d/pods.conflist"), network::cni(self.number).to_string())?;
         let config = state::write(self.own("/var/lib/containerd/config.toml"), containerd_config(reference))?;

@@ -48,7 +48,7 @@ pub(super) fn cni(number: u8) -> Value {
     })
 }
 
-/// The bridge and what is plugged into it. In: the processes that hold the nodes' namespaces.
+/// Makes the bridge, all links and routes. In: the processes that hold the nodes' namespaces.
 pub(super) fn make(holders: [u32; 2]) -> Result<()> {
     let mut links = format!(
         "link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0
@@ -71,11 +71,13 @@ route add fd00:10:201:{number}::/64 via fd00:10:200::1{number}
     // Made in the namespace of the one, with its other end in that of the other.
     let between = format!("link add eth1 type veth peer name eth1 netns {other}\n");
     state::run(state::command("ip").args(["-batch", "-"]), &links)?;
-    state::run(in_netns(one).args(["ip", "-batch", "-"]), &between).map(drop)
+    state::run(in_netns(one).args(["ip", "-batch", "-"]), &between)?;
+    join(1, one)?;
+    join(2, other)
 }
 
 /// What a node does with its links once they are there.
-pub(super) fn join(number: u8, holder: u32) -> Result<()> {
+fn join(number: u8, holder: u32) -> Result<()> {
     let other = 3 - number;
     let links = format!(
         "link set lo up

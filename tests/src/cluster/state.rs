@@ -59,7 +59,8 @@ pub(super) fn remove_on_signal(wanted: bool) -> Result<()> {
     let remove_for_good = || {
         // Never released: the process ends, and until then nothing more is made.
         std::mem::forget(making());
-        eprintln!("removing the cluster");
+        // Standard error may be gone together with what sent the signal.
+        let _ = writeln!(io::stderr(), "removing the cluster");
         remove_what_is_there()
     };
     cleanup::on_signal(wanted.then_some(remove_for_good))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use testbed::Image;
 
 use crate::world::{self, Namespace, probe_pod, spread_server};
 
@@ -62,7 +63,7 @@ fn every_pod_reaches_every_endpoint_of_a_service_in_both_families() -> Result<()
             // kube-proxy picks at random: 4 endpoints are all seen within 100 calls, but for one time in 10^12.
             for _ in 0..100 {
                 let said = space.exec(&client, &["get", &url])?;
-                ensure!(names.contains(&said.trim().to_owned()), "{client} got {said:?} from {address}");
+                ensure!(names.contains(said.trim()), "{client} got {said:?} from {address}");
                 missing.remove(said.trim());
                 if missing.is_empty() {
                     break;
@@ -97,6 +98,24 @@ fn logs_and_exec_reach_pods_on_both_nodes() -> Result<()> {
     for pod in space.pods("app=echo")? {
         assert_eq!(space.kubectl(&["logs", &pod])?, format!("{pod} serves :8080\n"));
         assert_eq!(space.exec(&pod, &["get", "http://127.0.0.1:8080/"])?, format!("{pod}\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_imported_image_runs_on_both_nodes() -> Result<()> {
+    let cluster = world::cluster()?;
+    let [programs, _] = cluster.tools();
+    let image = Image::of_program("sluice-imported", &std::process::id().to_string(), &programs.join("probe"))?;
+    let archive = cluster.folder()?.join("imported.tar");
+    image.write(&archive)?;
+    cluster.import_image(&archive)?;
+    let space = Namespace::make(cluster, "imported")?;
+    for node in cluster.nodes() {
+        let [mut pod] = probe_pod(node.name(), node.name());
+        pod["spec"]["containers"][0]["image"] = image.reference().into();
+        space.apply(&[pod])?;
+        space.wait(&["--for=condition=Ready", &format!("pod/{}", node.name())])?;
     }
     Ok(())
 }
