@@ -18,9 +18,7 @@ pub const PORT: u16 = 50051;
 pub const SYSTEM: &str = "sluice-system";
 
 /// The repository's folder of manifests.
-pub fn manifests() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("manifests")
-}
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 /// Cargo's target folder, in whose `debug/deps` this test lies.
 fn target() -> Result<PathBuf> {
@@ -34,18 +32,40 @@ pub fn installed() -> Result<&'static Cluster> {
     let cluster = world::cluster()?;
     let mut installed = INSTALLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !*installed {
-        images(cluster)?;
-        // Whatever an earlier run left, perhaps of another build.
-        uninstall(cluster)?;
+        let build = build()?;
+        let get = ["get", "namespace", SYSTEM, "--ignore-not-found", "--output=jsonpath={.metadata.labels.build}"];
+        if cluster.kubectl(&get)? != build {
+            images(cluster)?;
+            // Another build's.
+            uninstall(cluster)?;
+            install(cluster)?;
+            cluster.kubectl(&["label", "namespace", SYSTEM, &format!("build={build}")])?;
+        }
         *installed = true;
     }
     install(cluster)?;
     Ok(cluster)
 }
 
+/// What tells one build of the agent from another.
+fn build() -> Result<String> {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    for name in ["sluice-agent", "sluice-loadtest"] {
+        hasher.write(&std::fs::read(archive(name)?)?);
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+fn archive(name: &str) -> Result<PathBuf> {
+    let archive = target()?.join("images").join(format!("{name}-{}.tar", env!("CARGO_PKG_VERSION")));
+    ensure!(archive.is_file(), "no {}: run `cargo xtask cluster test`, which makes it", archive.display());
+    Ok(archive)
+}
+
 /// `kubectl apply -k manifests`, and every agent ready. Repeats harmlessly.
 pub fn install(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["apply", "--kustomize", path(&manifests())?])?;
+    cluster.kubectl(&["apply", "--kustomize", MANIFESTS])?;
     settle(cluster)
 }
 
@@ -61,21 +81,14 @@ pub fn settle(cluster: &Cluster) -> Result<()> {
 
 /// `kubectl delete -k manifests`, until nothing of it is left.
 pub fn uninstall(cluster: &Cluster) -> Result<()> {
-    let args = ["delete", "--ignore-not-found", "--wait", "--timeout=300s", "--kustomize", path(&manifests())?];
+    let args = ["delete", "--ignore-not-found", "--wait", "--timeout=300s", "--kustomize", MANIFESTS];
     cluster.kubectl(&args).map(drop)
-}
-
-fn path(path: &Path) -> Result<&str> {
-    path.to_str().context("a path in UTF-8")
 }
 
 /// Gives the nodes the images: the agent and the load test as users get them, and one with tools for client pods.
 fn images(cluster: &Cluster) -> Result<()> {
-    let images = target()?.join("images");
     for name in ["sluice-agent", "sluice-loadtest"] {
-        let archive = images.join(format!("{name}-{}.tar", env!("CARGO_PKG_VERSION")));
-        ensure!(archive.is_file(), "no {}: run `cargo xtask cluster test`, which makes it", archive.display());
-        cluster.import_image(&archive)?;
+        cluster.import_image(&archive(name)?)?;
     }
     set_up_client("go", &target()?)?;
     let [programs, _] = cluster.tools();
