@@ -269,6 +269,35 @@ async fn a_pod_of_the_hosts_network_is_never_found() {
 }
 
 #[tokio::test]
+async fn a_pod_in_the_network_of_a_node_that_is_itself_a_namespace_is_never_found() {
+    let kubepods = Kubepods::new();
+    let mut discovery = scanned(&kubepods).await;
+    let node = namespace();
+    // A runtime of that node starts a process of the pod, which stays in its network.
+    let procs = kubepods.group("podhost/c").join("cgroup.procs");
+    let mut runtime = Command::new("sh");
+    runtime.args(["-c", &format!("sleep 1000 & echo $! > {}; wait", procs.display())]);
+    let network = node.try_clone().unwrap();
+    let enter = move || {
+        // SAFETY: the descriptor is open, and this process is to stay there.
+        match unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call.
+    unsafe { runtime.pre_exec(enter) };
+    let _runtime = Process(runtime.spawn().unwrap());
+    while fs::read_to_string(&procs).unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let namespace = namespace();
+    let _process = Process::in_namespace(&kubepods.group("poda/c"), &namespace);
+    assert_eq!(found(&mut discovery).await.uid, PodUid::new("a"));
+    quiet(&mut discovery).await;
+}
+
+#[tokio::test]
 async fn a_namespace_that_the_kernel_reports_is_found_though_nothing_else_told_of_it() {
     let kubepods = Kubepods::new();
     let mut discovery = scanned(&kubepods).await;

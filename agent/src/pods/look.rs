@@ -71,20 +71,48 @@ pub(super) struct Look {
 /// Looks at every process of the pod.
 pub(super) fn into_pod(pod: &Path, off_limits: &OffLimits) -> Look {
     let mut look = Look::default();
-    look.group(pod, off_limits, DEPTH);
+    let groups = groups(pod, DEPTH);
+    let pids: BTreeSet<u32> = groups.values().flatten().copied().collect();
+    let not_its_own = |pid, inode| off_limits.inodes.contains(&inode) || is_inherited(pid, inode, &pids);
+    for (group, pids) in &groups {
+        look.group(group, pids, not_its_own);
+    }
     look
 }
 
+/// The processes of a pod's group and of those below it.
+fn groups(group: &Path, depth: usize) -> BTreeMap<PathBuf, Vec<u32>> {
+    let mut all = BTreeMap::from([(group.to_owned(), processes(group))]);
+    if depth > 0 {
+        all.extend(children(group).into_iter().flat_map(|child| groups(&child, depth - 1)));
+    }
+    all
+}
+
+/// Whether a process has its network namespace from the runtime that started it from outside of the pod: it is on its
+/// way into its own, or the pod has the node's. This tells the node's network, too, where the node is itself a namespace
+/// of the machine, and not that of process 1.
+fn is_inherited(pid: u32, netns: NetnsInode, pod: &BTreeSet<u32>) -> bool {
+    let parent = parent(pid).filter(|parent| !pod.contains(parent));
+    parent.is_some_and(|parent| inode(&netns_of(parent)).is_ok_and(|it| it == netns))
+}
+
+/// proc(5): the fourth field of `stat`; the second is a name in brackets that may hold anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().filter(|parent| *parent != 0)
+}
+
 impl Look {
-    fn group(&mut self, group: &Path, off_limits: &OffLimits, depth: usize) {
+    fn group(&mut self, group: &Path, pids: &[u32], not_its_own: impl Fn(u32, NetnsInode) -> bool) {
         let mut living: BTreeMap<NetnsInode, Vec<u32>> = BTreeMap::new();
-        for pid in processes(group) {
+        for &pid in pids {
             if pid == 0 {
                 self.foreign_pid = true;
                 continue;
             }
             match inode(&netns_of(pid)) {
-                Ok(inode) if off_limits.inodes.contains(&inode) => self.seen.unsettled = true,
+                Ok(inode) if not_its_own(pid, inode) => self.seen.unsettled = true,
                 Ok(inode) => living.entry(inode).or_default().push(pid),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -101,11 +129,6 @@ impl Look {
             match pids.iter().find_map(|pid| open(group, *pid, inode)) {
                 Some(file) => _ = self.handles.insert(inode, file),
                 None => self.seen.unsettled = true,
-            }
-        }
-        if depth > 0 {
-            for child in children(group) {
-                self.group(&child, off_limits, depth - 1);
             }
         }
     }
