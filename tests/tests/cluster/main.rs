@@ -5,4 +5,5 @@
 mod ground;
 mod sluice;
 mod spread;
+mod topology;
 mod world;
