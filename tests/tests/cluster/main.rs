@@ -3,7 +3,12 @@
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
 mod ground;
+mod kinds;
+mod policy;
+mod race;
+mod removal;
 mod sluice;
 mod spread;
 mod topology;
+mod words;
 mod world;

@@ -288,11 +288,22 @@ impl Namespace {
         Ok(by_node)
     }
 
-    /// The pods that answer one client over so many new connections, with two calls on each.
-    pub fn reached(&self, client: &str, target: &str, connections: usize) -> Result<BTreeSet<String>> {
-        let (connections, rpcs) = (connections.to_string(), (2 * connections).to_string());
-        let args = ["run", target, "--connections", &connections, "--streams", "1", "--rpcs", &rpcs, "--max-failed", "0"];
+    /// The pods that answer one client which makes so many calls over so many new connections.
+    pub fn reached(&self, client: &str, target: &str, connections: usize, calls: usize) -> Result<BTreeSet<String>> {
+        let (connections, calls) = (connections.to_string(), calls.to_string());
+        let args = ["run", target, "--connections", &connections, "--streams", "1", "--rpcs", &calls, "--max-failed", "0"];
         Ok(answering(&self.loadtest(client, &args)?))
+    }
+
+    /// Waits until all calls of one connection are answered by so many pods: by one where kube-proxy serves it, by every
+    /// endpoint where sluice does.
+    pub fn wait_reach(&self, client: &str, target: &str, pods: usize) -> Result<()> {
+        let mut seen = Ok(BTreeSet::new());
+        let waited = self.cluster().wait_until(&format!("{pods} pods to answer {client}"), || {
+            seen = self.reached(client, target, 1, 40);
+            Ok(seen.as_ref().is_ok_and(|seen| seen.len() == pods))
+        });
+        waited.with_context(|| format!("last by {seen:?}"))
     }
 }
 
