@@ -84,7 +84,8 @@ fn hand_made_slices(space: &Namespace) -> Result<()> {
 fn pods_that_are_not_ready(space: &Namespace) -> Result<()> {
     let cluster = space.cluster();
     space.wait_reach(CLIENT, &space.target("published")?, 2)?;
-    let ready = ["get", "pods", "--selector=app=unready", "--output=jsonpath={.items[*].status.containerStatuses[0].ready}"];
+    let ready =
+        ["get", "pods", "--selector=app=unready", "--output=jsonpath={.items[*].status.containerStatuses[0].ready}"];
     assert_eq!(space.kubectl(&ready)?, "false false");
     let name = format!("{}/unready:api", space.name());
     for agent in sluice::agents(cluster)? {

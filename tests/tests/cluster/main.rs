@@ -4,6 +4,7 @@
 
 mod ground;
 mod kinds;
+mod missing;
 mod policy;
 mod race;
 mod removal;

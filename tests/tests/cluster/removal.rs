@@ -50,6 +50,7 @@ fn what_a_deleted_pod_had_is_gone_within_a_second() -> Result<()> {
     }
     let ended = Instant::now();
     let mut left = pod.left(&sockets)?;
+    println!("when its last process was seen to be gone, there still were: {left:?}");
     while !left.is_empty() && ended.elapsed() < WITHIN {
         sleep(POLL);
         let now = pod.left(&sockets)?;

@@ -291,7 +291,8 @@ impl Namespace {
     /// The pods that answer one client which makes so many calls over so many new connections.
     pub fn reached(&self, client: &str, target: &str, connections: usize, calls: usize) -> Result<BTreeSet<String>> {
         let (connections, calls) = (connections.to_string(), calls.to_string());
-        let args = ["run", target, "--connections", &connections, "--streams", "1", "--rpcs", &calls, "--max-failed", "0"];
+        let args =
+            ["run", target, "--connections", &connections, "--streams", "1", "--rpcs", &calls, "--max-failed", "0"];
         Ok(answering(&self.loadtest(client, &args)?))
     }
 

@@ -30,7 +30,9 @@ fn an_unreadable_annotation(space: &Namespace) -> Result<()> {
         let mut all = Vec::new();
         for agent in agents(cluster)? {
             let status = agent.status()?;
-            all.push(status["problems"].as_array().into_iter().flatten().filter(|it| of_service(it)).cloned().collect());
+            all.push(
+                status["problems"].as_array().into_iter().flatten().filter(|it| of_service(it)).cloned().collect(),
+            );
         }
         Ok(all)
     };
@@ -39,7 +41,8 @@ fn an_unreadable_annotation(space: &Namespace) -> Result<()> {
     cluster.wait_until("both agents to see it", || Ok(problems()?.iter().all(|problems| problems.len() == 1)))?;
     println!("status: {}", problems()?[0][0]);
 
-    let events = || space.kubectl(&["get", "events", "--field-selector=type=Warning,involvedObject.name=echo", "--output=json"]);
+    let events =
+        || space.kubectl(&["get", "events", "--field-selector=type=Warning,involvedObject.name=echo", "--output=json"]);
     let count = || -> Result<usize> {
         Ok(serde_json::from_str::<Value>(&events()?)?["items"].as_array().context("items")?.len())
     };
