@@ -2,6 +2,7 @@
 //! installed by its own manifests. Needs a cluster that is up and the images (`cargo xtask cluster test` makes both) and
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
+mod chart;
 mod ground;
 mod kinds;
 mod missing;

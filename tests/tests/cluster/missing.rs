@@ -1,6 +1,6 @@
 //! An agent that lacks something: what its check and its log say, and that it goes on by itself when it gets it. In: copies
 //! of the manifests' DaemonSet under another name, on one node each, with a right, a capability or a mount less; out:
-//! their words. The manifests' own agents serve on beside them. And the chart, as the API server sees it.
+//! their words. The manifests' own agents serve on beside them.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -96,40 +96,6 @@ fn a_missing_capability_and_a_missing_mount_are_named_with_their_cures() -> Resu
         let get = ["get", "pod", pod, "--output=jsonpath={.status.containerStatuses[0].started}"];
         assert_eq!(space.kubectl(&get)?, "false", "{pod}: the agent must not start after a check that failed");
     }
-    Ok(())
-}
-
-#[test]
-fn the_api_server_accepts_the_chart_and_helm_refuses_a_second_sluice() -> Result<()> {
-    let cluster = sluice::installed()?;
-    let space = Namespace::make(cluster, "chart")?;
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/chart");
-    let helm = |options: &[&str]| -> Result<(bool, String, String)> {
-        let mut helm = cluster.command("helm");
-        helm.args(["install", "sluice", chart, "--namespace", space.name(), "--create-namespace"]).args(options);
-        let output = helm.args(["--dry-run=server", "--output=json"]).stdin(Stdio::null()).output()?;
-        let text = |bytes| String::from_utf8(bytes).context("helm's words");
-        Ok((output.status.success(), text(output.stdout)?, text(output.stderr)?))
-    };
-    let (installed, said, complaint) = helm(&["--take-ownership", "--set", "networkPolicy.enabled=true"])?;
-    ensure!(installed, "{complaint}");
-    let release: Value = serde_json::from_str(&said).context("helm's JSON")?;
-    let manifest = release["manifest"].as_str().context("manifest")?;
-    // Helm has rendered it and asked the API server for its kinds; this is all of the way but storing it.
-    let file = cluster.folder()?.join("chart.yaml");
-    std::fs::write(&file, manifest)?;
-    let file = file.to_str().context("a path in UTF-8")?;
-    let accepted = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", "--filename", file])?;
-    std::fs::remove_file(file)?;
-    println!("{accepted}");
-    let kinds = ["serviceaccount", "clusterrole", "clusterrolebinding", "daemonset", "networkpolicy"];
-    for kind in kinds {
-        ensure!(accepted.lines().any(|line| line.starts_with(kind)), "no {kind} in\n{accepted}");
-    }
-
-    // The manifests' objects are there: neither way of installing takes them from the other.
-    let (installed, _, complaint) = helm(&[])?;
-    ensure!(!installed && complaint.contains("exists and cannot be imported"), "{complaint}");
     Ok(())
 }
 
