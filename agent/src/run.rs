@@ -75,7 +75,6 @@ fn raise_open_files() {
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
     let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
-    let mut source = Source::open(&config.site).await?;
     let admin = TcpListener::bind(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
     })?;
@@ -86,6 +85,7 @@ async fn serve(config: &Run) -> Result<()> {
     // What the kernel lacks shows before anything is waited for.
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
     let mut intercept = Intercept::load(&settings)?;
+    let mut source = Source::open(&config.site).await?;
     let mut catalog = Catalog::new(config.site.node_name.clone());
     let known = tokio::select! {
         changes = sync(&mut source, &mut catalog, &mut asked, &kubepods) => changes,
