@@ -2,7 +2,8 @@
 //! them in one loop, and ends them in the opposite order. In: the configuration, signals; out: a served node. The parts
 //! decide; nothing here looks at a byte or an object.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,7 @@ fn raise_open_files() {
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
     let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
-    let admin = TcpListener::bind(config.admin).await.with_context(|| {
+    let admin = listen(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
     })?;
     let admin_address = admin.local_addr().unwrap_or(config.admin);
@@ -184,6 +185,17 @@ async fn serve(config: &Run) -> Result<()> {
                 }),
             }
         }
+    }
+}
+
+/// `[::]` is every address of the host, where it has no IPv6, too.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let without_v6 = |error: &io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && without_v6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
     }
 }
 
