@@ -3,6 +3,10 @@
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
 mod ground;
+mod inside;
+mod outage;
+mod rollout;
 mod sluice;
 mod spread;
+mod upgrade;
 mod world;
