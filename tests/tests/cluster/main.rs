@@ -4,9 +4,16 @@
 
 mod ground;
 mod inside;
+mod kinds;
+mod missing;
 mod outage;
+mod policy;
+mod race;
+mod removal;
 mod rollout;
 mod sluice;
 mod spread;
+mod topology;
 mod upgrade;
+mod words;
 mod world;

@@ -1,7 +1,7 @@
 //! sluice on the cluster, as a user installs it, and gRPC in pods beside it: in, `kubectl apply -k manifests` and the
 //! images that `cargo xtask image` made; out, the agents' own words, servers, clients and their reports. Judges nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -145,6 +145,31 @@ impl Agent {
     pub fn log(&self) -> Result<String> {
         self.cluster.kubectl(&["--namespace", SYSTEM, "logs", &self.pod, "--all-containers"])
     }
+
+    /// Why the Service port `namespace/service:port` is left alone, each of its addresses once; empty if it is not.
+    pub fn left_alone(&self, name: &str) -> Result<BTreeSet<String>> {
+        let status = self.status()?;
+        let rows = status["left_alone"].as_array().context("left_alone")?.iter().filter(|row| row["name"] == name);
+        Ok(rows.filter_map(|row| row["reason"].as_str()).map(str::to_owned).collect())
+    }
+
+    /// What it says of a pod, `namespace/name`: null if it does not know it.
+    pub fn pod(&self, name: &str) -> Result<Value> {
+        let status = self.status()?;
+        let found = status["pods"].as_array().context("pods")?.iter().find(|pod| pod["name"] == name);
+        Ok(found.cloned().unwrap_or_default())
+    }
+}
+
+/// The agent on a node.
+pub fn agent_on(cluster: &'static Cluster, node: &str) -> Result<Agent> {
+    agents(cluster)?.into_iter().find(|agent| agent.node == node).with_context(|| format!("no agent on {node}"))
+}
+
+/// Names of the pods that answered.
+pub fn answering(report: &Value) -> BTreeSet<String> {
+    let calls = report["calls"].as_object().into_iter().flatten().filter(|(_, calls)| calls.as_u64() > Some(0));
+    calls.filter_map(|(endpoint, _)| report["pods"][endpoint].as_str()).map(str::to_owned).collect()
 }
 
 /// An Echo server's Deployment, as many pods on the one node as on the other, that goes the way well-made servers go: it
@@ -270,6 +295,25 @@ impl Namespace {
             *by_node.entry(node.to_owned()).or_default() += calls.as_u64().unwrap_or(0);
         }
         Ok(by_node)
+    }
+
+    /// The pods that answer one client which makes so many calls over so many new connections.
+    pub fn reached(&self, client: &str, target: &str, connections: usize, calls: usize) -> Result<BTreeSet<String>> {
+        let (connections, calls) = (connections.to_string(), calls.to_string());
+        let args =
+            ["run", target, "--connections", &connections, "--streams", "1", "--rpcs", &calls, "--max-failed", "0"];
+        Ok(answering(&self.loadtest(client, &args)?))
+    }
+
+    /// Waits until all calls of one connection are answered by so many pods: by one where kube-proxy serves it, by every
+    /// endpoint where sluice does.
+    pub fn wait_reach(&self, client: &str, target: &str, pods: usize) -> Result<()> {
+        let mut seen = Ok(BTreeSet::new());
+        let waited = self.cluster().wait_until(&format!("{pods} pods to answer {client}"), || {
+            seen = self.reached(client, target, 1, 40);
+            Ok(seen.as_ref().is_ok_and(|seen| seen.len() == pods))
+        });
+        waited.with_context(|| format!("last by {seen:?}"))
     }
 }
 
