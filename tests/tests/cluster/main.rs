@@ -2,7 +2,9 @@
 //! installed by its own manifests. Needs a cluster that is up and the images (`cargo xtask cluster test` makes both) and
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
+mod crowd;
 mod ground;
+mod scale;
 mod sluice;
 mod spread;
 mod world;
