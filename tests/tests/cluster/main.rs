@@ -2,6 +2,7 @@
 //! installed by its own manifests. Needs a cluster that is up and the images (`cargo xtask cluster test` makes both) and
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
+mod crowd;
 mod ground;
 mod inside;
 mod kinds;
@@ -11,6 +12,7 @@ mod policy;
 mod race;
 mod removal;
 mod rollout;
+mod scale;
 mod sluice;
 mod spread;
 mod topology;
