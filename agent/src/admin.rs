@@ -60,16 +60,22 @@ pub struct PodLine {
     pub entry: PodEntry,
 }
 
-/// What the control loop knows at one moment.
+/// What probes ask for.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct Health {
     pub state: State,
     /// Kinds of objects that are waited for while syncing, by name.
     pub missing: Vec<&'static str>,
-    pub cgroup: PathBuf,
-    pub built: Arc<Built>,
-    /// Of the source itself; those of its objects are in `built`.
+    /// Of the source itself, not of its objects.
     pub source_problems: Vec<Problem>,
+}
+
+/// What the control loop knows at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub health: Health,
+    pub cgroup: PathBuf,
+    pub built: Built,
     pub pods: Vec<PodLine>,
     pub verdicts: VerdictCounts,
     pub workers: Vec<WorkerHandle>,
@@ -84,7 +90,7 @@ struct View {
 
 impl Snapshot {
     fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.source_problems.iter().chain(&self.built.problems)
+        self.health.source_problems.iter().chain(&self.built.problems)
     }
 }
 
@@ -95,8 +101,16 @@ impl View {
     }
 }
 
-/// Asks the control loop for a snapshot.
-pub type Asks = mpsc::Sender<oneshot::Sender<Snapshot>>;
+/// A question to the control loop, and where the answer goes.
+#[derive(Debug)]
+pub enum Ask {
+    Health(oneshot::Sender<Health>),
+    /// Takes milliseconds where there are thousands of Services.
+    Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// Where the control loop hears questions.
+pub type Asks = mpsc::Sender<Ask>;
 
 /// Serves the pages for ever. To be spawned on the runtime.
 pub async fn serve(listener: TcpListener, asks: Asks) {
@@ -137,22 +151,28 @@ async fn answer(request: &Request<Incoming>, asks: &Asks) -> Response<Full<Bytes
     if !["/livez", "/readyz", "/status.json", "/metrics"].contains(&page) {
         return text(StatusCode::NOT_FOUND, "pages: /livez /readyz /status.json /metrics\n");
     }
-    let snapshot = match ask(asks).await {
-        Ok(snapshot) => snapshot,
-        Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")),
+    let answered = match page {
+        "/livez" => ask(asks, Ask::Health).await.map(|_| text(StatusCode::OK, "ok\n")),
+        "/readyz" => ask(asks, Ask::Health).await.map(|health| ready(&health)),
+        _ => match ask(asks, Ask::Snapshot).await {
+            Ok(snapshot) => Ok(whole_page(page, &view(snapshot).await)),
+            Err(error) => Err(error),
+        },
     };
+    answered.unwrap_or_else(|error| text(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")))
+}
+
+fn whole_page(page: &str, view: &View) -> Response<Full<Bytes>> {
     match page {
-        "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => ready(&snapshot),
-        "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics::page(&view(snapshot).await)),
-        _ => respond(StatusCode::OK, "application/json", status::page(&view(snapshot).await)),
+        "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics::page(view)),
+        _ => respond(StatusCode::OK, "application/json", status::page(view)),
     }
 }
 
-async fn ask(asks: &Asks) -> anyhow::Result<Snapshot> {
+async fn ask<T>(asks: &Asks, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> anyhow::Result<T> {
     let (sender, answer) = oneshot::channel();
     timeout(ANSWER_WITHIN, async {
-        asks.send(sender).await.ok()?;
+        asks.send(question(sender)).await.ok()?;
         answer.await.ok()
     })
     .await
@@ -169,13 +189,13 @@ async fn view(snapshot: Snapshot) -> View {
     View { snapshot, reports }
 }
 
-fn ready(snapshot: &Snapshot) -> Response<Full<Bytes>> {
+fn ready(health: &Health) -> Response<Full<Bytes>> {
     let not = |why: String| text(StatusCode::SERVICE_UNAVAILABLE, why);
-    match snapshot.state {
+    match health.state {
         State::Ready => text(StatusCode::OK, "ok\n"),
         State::Syncing => {
-            let problems = snapshot.source_problems.iter().map(|problem| format!("{problem}\n")).collect::<String>();
-            not(format!("waiting for all {}\n{problems}", snapshot.missing.join(", ")))
+            let problems = health.source_problems.iter().map(|problem| format!("{problem}\n")).collect::<String>();
+            not(format!("waiting for all {}\n{problems}", health.missing.join(", ")))
         }
         State::Scanning => not("the node's pods are still being enrolled\n".to_owned()),
         State::Draining => not("draining: the agent was told to stop\n".to_owned()),

@@ -2,20 +2,20 @@
 //! them in one loop, and ends them in the opposite order. In: the configuration, signals; out: a served node. The parts
 //! decide; nothing here looks at a byte or an object.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::{self, Snapshot, State};
+use crate::admin::{self, Ask, Health, Snapshot, State};
 use crate::check;
 use crate::config::Run;
 use crate::intercept::{Intercept, Settings};
@@ -30,8 +30,11 @@ mod workers;
 use enrol::Enrolment;
 use workers::Workers;
 
-/// Those who ask for a snapshot.
-type Asked = mpsc::Receiver<oneshot::Sender<Snapshot>>;
+/// Questions of the admin pages.
+type Asked = mpsc::Receiver<Ask>;
+
+/// When what the kernel refused is tried again, if nothing else happens.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where the kernel programs' lines appear in the log.
 const KERNEL_LOG: &str = "sluice::kernel";
@@ -73,8 +76,7 @@ fn raise_open_files() {
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
     let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
-    let mut source = Source::open(&config.site).await?;
-    let admin = TcpListener::bind(config.admin).await.with_context(|| {
+    let admin = listen(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
     })?;
     let admin_address = admin.local_addr().unwrap_or(config.admin);
@@ -84,6 +86,7 @@ async fn serve(config: &Run) -> Result<()> {
     // What the kernel lacks shows before anything is waited for.
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };
     let mut intercept = Intercept::load(&settings)?;
+    let mut source = Source::open(&config.site).await?;
     let mut catalog = Catalog::new(config.site.node_name.clone());
     let known = tokio::select! {
         changes = sync(&mut source, &mut catalog, &mut asked, &kubepods) => changes,
@@ -167,9 +170,11 @@ async fn serve(config: &Run) -> Result<()> {
                 let connect = connect?;
                 discovery.reported(crate::addr::NetnsCookie(connect.netns_cookie), connect.pid)?;
             }
-            Some(asker) = asked.recv() => {
-                // Whoever asked may be gone.
-                _ = asker.send(Snapshot {
+            () = tokio::time::sleep(AGAIN), if publisher.is_behind() => publisher.publish(Vec::new()).await,
+            // Whoever asked may be gone.
+            Some(ask) = asked.recv() => match ask {
+                Ask::Health(asker) => _ = asker.send(health(state, &source)),
+                Ask::Snapshot(asker) => _ = asker.send(Snapshot {
                     pods: enrolment.lines(catalog.pods()),
                     verdicts: counters.read().unwrap_or_else(|error| {
                         tracing::warn!("the admin pages show no verdicts: {error:#}");
@@ -177,9 +182,20 @@ async fn serve(config: &Run) -> Result<()> {
                     }),
                     workers: workers.handles.clone(),
                     ..snapshot(state, &source, &catalog, &kubepods)
-                });
+                }),
             }
         }
+    }
+}
+
+/// `[::]` is every address of the host, where it has no IPv6, too.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let without_v6 = |error: &io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && without_v6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
     }
 }
 
@@ -189,8 +205,9 @@ async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kub
     while !source.missing().is_empty() {
         tokio::select! {
             updates = source.next() => known.extend(catalog.apply(updates).services),
-            Some(asker) = asked.recv() => {
-                _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods));
+            Some(ask) = asked.recv() => match ask {
+                Ask::Health(asker) => _ = asker.send(health(State::Syncing, source)),
+                Ask::Snapshot(asker) => _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods)),
             }
         }
     }
@@ -198,14 +215,16 @@ async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kub
     known
 }
 
+fn health(state: State, source: &Source) -> Health {
+    Health { state, missing: source.missing(), source_problems: source.problems().to_vec() }
+}
+
 /// What is known without workers and kernel.
 fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path) -> Snapshot {
     Snapshot {
-        state,
-        missing: source.missing(),
+        health: health(state, source),
         cgroup: kubepods.to_owned(),
-        built: Arc::new(catalog.built()),
-        source_problems: source.problems().to_vec(),
+        built: catalog.built(),
         pods: Vec::new(),
         verdicts: Default::default(),
         workers: Vec::new(),

@@ -186,6 +186,11 @@ impl Cluster {
         network::CONTROL_PLANE
     }
 
+    /// Where etcd listens, without a password.
+    pub fn etcd(&self) -> &'static str {
+        control_plane::ETCD
+    }
+
     /// Folders for a shell's PATH: kubectl and helm; `node-a` and `node-b`, which run a command on that node.
     pub fn tools(&self) -> [PathBuf; 2] {
         [self.programs.clone(), state::path("bin")]
@@ -217,6 +222,11 @@ impl Cluster {
     /// Runs kubectl and gives what it says; an error with its complaint if it fails.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         state::output(self.command("kubectl").args(args), b"")
+    }
+
+    /// Runs `probe` on this machine with lines for its standard input, and gives what it says.
+    pub fn probe(&self, args: &[&str], lines: &str) -> Result<String> {
+        state::output(self.command(PROBE).args(args), lines.as_bytes())
     }
 
     /// Applies objects, YAML or JSON.

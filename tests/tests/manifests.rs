@@ -171,7 +171,7 @@ fn the_agent_understands_its_container() -> Result<()> {
                 flags.find(|flag| flag.get_env().is_some_and(|env| env == name)).and_then(clap::Arg::get_long)
             };
             assert!(flag_of("run").is_some(), "no flag of `sluice-agent run` is {name}");
-            let value = variable["value"].as_str().unwrap_or("what the cluster puts in");
+            let value = variable["value"].as_str().unwrap_or("node-1");
             line.extend(flag_of(task).map(|flag| format!("--{flag}={value}")));
         }
         assert!(line.len() > 2, "`sluice-agent {task}` takes none of its variables");

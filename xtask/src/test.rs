@@ -34,6 +34,8 @@ enum Layer {
     Node,
     /// Unmodified gRPC clients in five languages on a simulated node
     Clients,
+    /// The manifests, and sluice installed by them on a real cluster of two nodes
+    Cluster,
 }
 
 /// What a test runner said at its end.
@@ -97,6 +99,7 @@ impl Layer {
             Layer::Pure => runner.cargo(&["test", "--no-fail-fast", "--workspace", "--exclude", "testbed"]),
             Layer::Node => on_nodes(runner),
             Layer::Clients => clients(runner),
+            Layer::Cluster => cluster(runner),
         }
     }
 }
@@ -110,6 +113,11 @@ fn lint(runner: &Runner) -> Result<()> {
         runner.cargo(&["clippy", "--package", "testbed", "--test", "*", "--", "-D", "warnings"]),
         deny(runner),
     ];
+    together(results)
+}
+
+/// All failures as one.
+fn together(results: impl IntoIterator<Item = Result<()>>) -> Result<()> {
     let failures: Vec<_> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
     if !failures.is_empty() {
         bail!("{}", failures.join("; "));
@@ -152,6 +160,18 @@ fn on_nodes(runner: &Runner) -> Result<()> {
     // The figures that tests print are part of what a layer says.
     args.extend(["--", "--show-output"]);
     runner.cargo(&args)
+}
+
+/// The cluster comes first: it builds the kubectl and the helm that render the manifests.
+fn cluster(runner: &Runner) -> Result<()> {
+    host::need_root("test cluster")?;
+    let xtask = || std::env::current_exe().map(Command::new);
+    let results = [
+        runner.run(xtask()?.args(["cluster", "test"])),
+        runner.run(xtask()?.args(["manifests", "--check"])),
+        runner.cargo(&["test", "--package", "testbed", "--test", "manifests"]),
+    ];
+    together(results)
 }
 
 fn clients(runner: &Runner) -> Result<()> {

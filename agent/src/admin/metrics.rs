@@ -15,7 +15,7 @@ pub(super) fn page(view: &View) -> String {
         &[("version", &env!("CARGO_PKG_VERSION"))],
         1,
     );
-    page.single("sluice_ready", "Whether the agent is ready.", u64::from(snapshot.state == State::Ready));
+    page.single("sluice_ready", "Whether the agent is ready.", u64::from(snapshot.health.state == State::Ready));
 
     let verdicts = "sluice_kernel_verdicts_total";
     page.family(verdicts, "counter", "What the kernel programs did, by verdict.");

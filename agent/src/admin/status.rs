@@ -9,13 +9,13 @@ use crate::table::{LeftAlone, Policy, Problem, Service};
 use crate::worker::{PodReport, Report};
 
 pub(super) fn page(view: &View) -> String {
-    let Snapshot { state, cgroup, built, pods, verdicts, workers, .. } = &view.snapshot;
+    let Snapshot { health, cgroup, built, pods, verdicts, workers, .. } = &view.snapshot;
     let mut services: Vec<_> = built.table.services.values().collect();
     services.sort_by(|a, b| (&a.name, a.addr).cmp(&(&b.name, b.addr)));
     let verdicts = Verdict::ALL.iter().map(|verdict| (verdict.name().to_owned(), verdicts.get(*verdict).into()));
     let page = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "state": match state {
+        "state": match health.state {
             State::Syncing => "syncing",
             State::Scanning => "scanning",
             State::Ready => "ready",

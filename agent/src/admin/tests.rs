@@ -34,11 +34,9 @@ fn snapshot(state: State) -> Snapshot {
     };
     built.table.services.insert(addr, Arc::new(service));
     Snapshot {
-        state,
-        missing: vec!["services", "pods"],
+        health: Health { state, missing: vec!["services", "pods"], source_problems: vec![problem] },
         cgroup: "/sys/fs/cgroup/kubepods".into(),
-        built: Arc::new(built),
-        source_problems: vec![problem],
+        built,
         pods: vec![pod],
         verdicts: VerdictCounts { redirected: 5, ..VerdictCounts::default() },
         workers: Vec::new(),
@@ -118,14 +116,15 @@ fn every_metric_has_its_help_and_type_once_and_before_its_samples() {
 async fn get(state: Option<State>, request: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (asks, mut asked) = mpsc::channel::<oneshot::Sender<Snapshot>>(1);
+    let (asks, mut asked) = mpsc::channel(1);
     tokio::spawn(serve(listener, asks));
     tokio::spawn(async move {
         let mut unanswered = Vec::new();
         while let Some(asker) = asked.recv().await {
-            match state {
-                Some(state) => _ = asker.send(snapshot(state)),
-                None => unanswered.push(asker),
+            match (state, asker) {
+                (Some(state), Ask::Health(asker)) => _ = asker.send(snapshot(state).health),
+                (Some(state), Ask::Snapshot(asker)) => _ = asker.send(snapshot(state)),
+                (None, asker) => unanswered.push(asker),
             }
         }
     });

@@ -3,6 +3,9 @@
 //	probe serve ADDRESS   answers each HTTP request with the pod's name
 //	probe get URL         prints the answer
 //	probe api PATH        prints what the API server answers to the pod's ServiceAccount, over TLS
+//	probe bulk KUBECONFIG WORKERS RATE
+//	                      makes many requests to the API server, fast; not for pods (bulk.go)
+//	probe store ETCD      writes many objects past the API server; not for pods (store.go)
 package main
 
 import (
@@ -42,8 +45,12 @@ func run(args []string) error {
 		return get(&http.Client{}, args[1], "")
 	case len(args) == 2 && args[0] == "api":
 		return api(args[1])
+	case len(args) == 4 && args[0] == "bulk":
+		return bulk(args[1], args[2], args[3])
+	case len(args) == 2 && args[0] == "store":
+		return store(args[1])
 	}
-	return errors.New("serve ADDRESS | get URL | api PATH")
+	return errors.New("serve ADDRESS | get URL | api PATH | bulk KUBECONFIG WORKERS RATE | store ETCD")
 }
 
 func serve(address string) error {

@@ -11,7 +11,7 @@ use super::pki::{self, file};
 use super::state;
 
 /// Not etcd's usual port, which the machine's own may have.
-const ETCD: &str = "http://127.0.0.1:12379";
+pub(super) const ETCD: &str = "http://127.0.0.1:12379";
 const ETCD_PEERS: &str = "http://127.0.0.1:12380";
 
 pub(super) const API_SERVER: &str = "kube-apiserver";

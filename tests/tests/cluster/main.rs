@@ -3,14 +3,20 @@
 //! fails without. Each test brings its own objects and removes them; they run one after another.
 
 mod chart;
+mod crowd;
 mod ground;
+mod inside;
 mod kinds;
 mod missing;
+mod outage;
 mod policy;
 mod race;
 mod removal;
+mod rollout;
+mod scale;
 mod sluice;
 mod spread;
 mod topology;
+mod upgrade;
 mod words;
 mod world;

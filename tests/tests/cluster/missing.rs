@@ -34,7 +34,7 @@ fn a_missing_right_is_named_with_its_cure_and_the_agent_goes_on_when_it_gets_it(
 
     let (checked, unchecked) = (the_pod(&space, "checked")?, the_pod(&space, "unchecked")?);
     says(&space, &checked, "check", &NO_SLICES)?;
-    let cannot = ["API server, endpointslices: cannot be watched", "apply the ClusterRole of the manifests"];
+    let cannot = ["place=API server, endpointslices", "apply the ClusterRole of the manifests"];
     says(&space, &unchecked, "agent", &cannot)?;
     let exec = cluster
         .command("kubectl")

@@ -68,7 +68,7 @@ fn keep_to_the_policy(name: &str, verdict: &str, at_most: u64) -> Result<()> {
 
     let status = |client: &str| -> Result<Value> {
         let pod = agent_on(cluster, node.name())?.pod(&format!("{}/{client}", space.name()))?;
-        Ok(pod["traffic"]["ejected"].clone())
+        Ok(pod.iter().flat_map(|netns| netns["traffic"]["ejected"].as_array()).flatten().cloned().collect())
     };
     let (ejected, of_other) = (status("client")?, status("other")?);
     println!("{verdict}: ejected {ejected}");

@@ -61,7 +61,7 @@ fn what_a_deleted_pod_had_is_gone_within_a_second() -> Result<()> {
     }
     println!("all gone {:?} after the pod's last process", ended.elapsed());
     ensure!(left.is_empty(), "{left:?} are left {:?} after the pod's last process", ended.elapsed());
-    ensure!(agent.pod(&pod.name)?.is_null(), "the status still lists the pod");
+    ensure!(agent.pod(&pod.name)?.is_empty(), "the status still lists the pod");
     // Its kubectl exec has ended with it.
     ensure!(load.finish().is_err(), "the load outlived its pod");
     Ok(())
@@ -88,8 +88,8 @@ impl Thing {
 struct Pod {
     name: String,
     node: KubeNode,
-    /// The cookie of its network namespace, by which the kernel's maps know it.
-    cookie: u64,
+    /// Of its network namespace, by which the kernel's maps know it.
+    cookies: Vec<u64>,
     /// `net:[4026532…]`.
     netns: String,
     /// What the node's namespace calls this one.
@@ -108,7 +108,8 @@ impl Pod {
         let netns = fs::read_link(format!("/proc/{}/ns/net", pids[0]))?.to_string_lossy().into_owned();
         let agent = agent_on(space.cluster(), node.name())?;
         let name = format!("{}/{name}", space.name());
-        let cookie = agent.pod(&name)?["netns_cookie"].as_u64().context("the agent knows the pod")?;
+        let cookies: Vec<u64> = agent.pod(&name)?.iter().filter_map(|it| it["netns_cookie"].as_u64()).collect();
+        ensure!(!cookies.is_empty(), "the agent does not know {name}");
         let inside = json(Command::new("nsenter").args(["--target", &pids[0].to_string(), "--net", "--"]).args(LINKS))?;
         let eth0 = find(&inside, |link| link["ifname"] == "eth0").context("eth0")?;
         let outside = json(node.command(LINKS[0])?.args(&LINKS[1..]))?;
@@ -121,7 +122,7 @@ impl Pod {
             of("comm") == "sluice-agent\n" && of("cgroup").contains(&group)
         };
         let agent = agents.find(is_agent).context("the agent's process")?;
-        Ok(Self { name, node, cookie, netns, nsid, pids, agent })
+        Ok(Self { name, node, cookies, netns, nsid, pids, agent })
     }
 
     fn lives(&self) -> bool {
@@ -170,7 +171,7 @@ impl Pod {
         let dump = Command::new("bpftool").args(["--json", "map", "dump", "name", name]).output()?;
         ensure!(dump.status.success(), "bpftool map dump: {}", String::from_utf8_lossy(&dump.stderr));
         let dump: Value = serde_json::from_slice(&dump.stdout)?;
-        Ok(mentions(&dump, self.cookie))
+        Ok(self.cookies.iter().any(|cookie| mentions(&dump, *cookie)))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
@@ -38,8 +38,7 @@ pub fn installed() -> Result<&'static Cluster> {
             images(cluster)?;
             // Another build's.
             uninstall(cluster)?;
-            install(cluster)?;
-            cluster.kubectl(&["label", "namespace", SYSTEM, &format!("build={build}")])?;
+            install_marked(cluster)?;
         }
         *installed = true;
     }
@@ -69,6 +68,12 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     settle(cluster)
 }
 
+/// The same, and the mark that tells which build it is.
+pub fn install_marked(cluster: &Cluster) -> Result<()> {
+    install(cluster)?;
+    cluster.kubectl(&["label", "--overwrite", "namespace", SYSTEM, &format!("build={}", build()?)]).map(drop)
+}
+
 /// Waits until every node's agent is the one that the DaemonSet describes, and ready.
 pub fn settle(cluster: &Cluster) -> Result<()> {
     let waited = cluster.kubectl(&["--namespace", SYSTEM, "rollout", "status", "ds/sluice-agent", "--timeout=300s"]);
@@ -92,13 +97,17 @@ fn images(cluster: &Cluster) -> Result<()> {
     }
     set_up_client("go", &target()?)?;
     let [programs, _] = cluster.tools();
-    let loadtest = target()?.join(format!("{}-unknown-linux-gnu/release/loadtest", std::env::consts::ARCH));
     let kit = Image::of_program("sluice-kit", "1", &programs.join("probe"))?
-        .file("/usr/bin/loadtest", std::fs::read(loadtest)?, 0o755)
+        .file("/usr/bin/loadtest", std::fs::read(loadtest_program()?)?, 0o755)
         .file("/usr/bin/echo-client", std::fs::read(target()?.join("clients/go/bin/echo"))?, 0o755);
     let archive = cluster.folder()?.join("kit.tar");
     kit.write(&archive)?;
     cluster.import_image(&archive)
+}
+
+/// The static `loadtest` of the images.
+pub fn loadtest_program() -> Result<PathBuf> {
+    Ok(target()?.join(format!("{}-unknown-linux-gnu/release/loadtest", std::env::consts::ARCH)))
 }
 
 /// One node's agent.
@@ -144,11 +153,10 @@ impl Agent {
         Ok(rows.filter_map(|row| row["reason"].as_str()).map(str::to_owned).collect())
     }
 
-    /// What it says of a pod, `namespace/name`: null if it does not know it.
-    pub fn pod(&self, name: &str) -> Result<Value> {
+    /// What it says of a pod, `namespace/name`: once for each network namespace of the pod's, which is one as a rule.
+    pub fn pod(&self, name: &str) -> Result<Vec<Value>> {
         let status = self.status()?;
-        let found = status["pods"].as_array().context("pods")?.iter().find(|pod| pod["name"] == name);
-        Ok(found.cloned().unwrap_or_default())
+        Ok(status["pods"].as_array().context("pods")?.iter().filter(|pod| pod["name"] == name).cloned().collect())
     }
 }
 
@@ -314,21 +322,25 @@ pub struct Load {
 }
 
 impl Load {
-    fn start(mut command: Command) -> Result<Self> {
+    pub fn start(mut command: Command) -> Result<Self> {
         let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Ok(Self { process: process.context("cannot start kubectl exec")? })
+        Ok(Self { process: process.with_context(|| format!("cannot start {command:?}"))? })
     }
 
     /// Its JSON, when it has ended by itself.
     pub fn finish(mut self) -> Result<Value> {
+        let (status, json, table) = self.end()?;
+        ensure!(status.success(), "loadtest: {status}\n{table}");
+        serde_json::from_str(&json).with_context(|| format!("loadtest's JSON: {json:?}\n{table}"))
+    }
+
+    fn end(&mut self) -> Result<(ExitStatus, String, String)> {
         // The table goes there, and is short enough to wait in the pipe.
         let mut json = String::new();
         let mut table = String::new();
         self.process.stdout.take().context("stdout")?.read_to_string(&mut json)?;
         self.process.stderr.take().context("stderr")?.read_to_string(&mut table)?;
-        let status = self.process.wait()?;
-        ensure!(status.success(), "loadtest: {status}\n{table}");
-        serde_json::from_str(&json).with_context(|| format!("loadtest's JSON: {json:?}\n{table}"))
+        Ok((self.process.wait()?, json, table))
     }
 
     /// The same; an error if a call failed or was not made.
@@ -336,5 +348,21 @@ impl Load {
         let report = self.finish()?;
         ensure!(report["failed"] == 0 && report["not_started"] == 0, "not all calls succeeded: {report:#}");
         Ok(report)
+    }
+
+    /// Lets the calls under way finish and gives its JSON, in which `not_started` has the calls that were still to come. For
+    /// a load whose process is this one's own child ([`Namespace::load_inside`]); an error if it ended before.
+    pub fn stop(mut self) -> Result<Value> {
+        ensure!(self.process.try_wait()?.is_none(), "the load ended too early: {:?}", self.end());
+        super::inside::signal(self.process.id().try_into()?, libc::SIGINT)?;
+        let (_, json, table) = self.end()?;
+        serde_json::from_str(&json).with_context(|| format!("loadtest's JSON: {json:?}\n{table}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

@@ -55,7 +55,7 @@ const MODULES: [Module; 4] = [
     Module {
         name: "probe",
         packages: &[(".", "probe")],
-        files: &["go.mod", "main.go"],
+        files: &["go.mod", "main.go", "bulk.go", "store.go"],
         version: None,
         takes: "seconds",
     },

@@ -18,7 +18,7 @@ pub(super) const CONNECT: Duration = Duration::from_secs(3);
 /// A client for the cluster: of `kubeconfig` if one is named, else of `$KUBECONFIG` or `~/.kube/config` if there is one,
 /// else of the pod's ServiceAccount.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
-    let mut config = match kubeconfig {
+    let config = match kubeconfig {
         Some(path) => {
             let place = || format!("--kubeconfig {}: give a file as `kubectl config view` shows one", path.display());
             let read = Kubeconfig::read_from(path).with_context(place)?;
@@ -29,8 +29,16 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
              elsewhere name a kubeconfig with --kubeconfig",
         )?,
     };
+    client(config)
+}
+
+/// With times that suit one who watches.
+pub(super) fn client(mut config: Config) -> Result<Client> {
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
     config.connect_timeout = Some(CONNECT);
+    // Its pauses double up to many minutes, unseen: with a balancer before the API server that answers 503 while that is
+    // away, we would be blind for as long after. Whoever asks tries again by himself.
+    config.default_retry = false;
     Client::try_from(config).context("--source kube: what is configured for the API server cannot be used")
 }

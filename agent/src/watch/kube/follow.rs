@@ -119,7 +119,7 @@ impl Follower {
             Event::InitApply(wire) => {
                 match read(wire) {
                     Ok(object) => self.objects.push(object),
-                    Err(unreadable) => self.unreadable.push(unreadable),
+                    Err(unreadable) => self.unreadable.push(*unreadable),
                 }
                 Ok(())
             }
@@ -128,7 +128,10 @@ impl Follower {
                 self.news.send(News::Listed { kind: T::KIND, objects, unreadable }).await
             }
             Event::Apply(wire) => {
-                let news = read(wire).map_or_else(|(key, problem)| News::Unreadable(key, problem), News::Applied);
+                let news = match read(wire) {
+                    Ok(object) => News::Applied(object),
+                    Err(unreadable) => News::Unreadable(unreadable.0, unreadable.1),
+                };
                 self.news.send(news).await
             }
             Event::Delete(wire) => self.news.send(News::Deleted(wire.key(), wire.uid())).await,
@@ -136,7 +139,7 @@ impl Follower {
     }
 }
 
-fn read<T: Watched>(wire: Wire<T>) -> Result<Object, (Key, Problem)> {
+fn read<T: Watched>(wire: Wire<T>) -> Result<Object, Box<(Key, Problem)>> {
     let key = wire.key();
     wire.into_object().map_err(|(field, message)| {
         let problem = Problem {
@@ -148,7 +151,7 @@ fn read<T: Watched>(wire: Wire<T>) -> Result<Object, (Key, Problem)> {
                 key.kind.api_version()
             ),
         };
-        (key, problem)
+        Box::new((key, problem))
     })
 }
 

@@ -1,6 +1,7 @@
 //! The source against a small API server: pages, resumed watches, bookmarks, lost history, refusals, absence. What a real
 //! API server does is seen on a real cluster.
 
+use std::path::Path;
 use std::time::Duration;
 
 use kube::{Client, Config};
@@ -23,13 +24,18 @@ struct World {
     catalog: Catalog,
 }
 
+fn client(api: &Api, token_file: Option<&Path>) -> Client {
+    let mut config = Config::new(format!("http://{}", api.address).parse().unwrap());
+    config.auth_info.token_file = token_file.map(|file| file.to_str().unwrap().to_owned());
+    super::client::client(config).unwrap()
+}
+
 impl World {
     async fn new(prepare: impl FnOnce(&Api)) -> Self {
         let api = Api::start().await;
         api.put("nodes", "", "n1", json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": "z1" } } }));
         prepare(&api);
-        let config = Config::new(format!("http://{}", api.address).parse().unwrap());
-        let kube = Kube::start(Client::try_from(config).unwrap(), "n1");
+        let kube = Kube::start(client(&api, None), "n1");
         Self { api, kube, catalog: Catalog::default() }
     }
 
@@ -164,6 +170,20 @@ async fn history_that_is_lost_makes_one_list_and_what_went_meanwhile_is_gone() {
 }
 
 #[tokio::test]
+async fn history_that_was_put_back_is_listed_anew() {
+    let mut world = World::synced(|api| {
+        api.put("services", "shop", "stays", service());
+        api.put("services", "shop", "goes", service());
+    })
+    .await;
+    world.api.go_away().await;
+    world.api.restore(("services", "shop", "goes"));
+    world.api.come_back().await;
+    world.until(|world| !world.has("goes")).await;
+    assert!(world.has("stays"));
+}
+
+#[tokio::test]
 async fn an_api_server_that_is_away_is_a_problem_that_goes_by_itself_and_nothing_is_forgotten() {
     let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
     world.api.go_away().await;
@@ -190,6 +210,34 @@ async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowe
     assert!(world.kube.missing().any(|kind| kind == Kind::EndpointSlice));
     world.api.forbid("endpointslices", false);
     world.until(|world| world.kube.problems().is_empty() && world.kube.missing().next().is_none()).await;
+}
+
+/// The client library reads the file again when its token is 50 s old, and so long this takes.
+#[tokio::test]
+async fn a_token_that_is_rotated_in_its_file_is_taken_up() {
+    let file = std::env::temp_dir().join(format!("sluice-token-{}", std::process::id()));
+    std::fs::write(&file, "first").unwrap();
+    let api = Api::start().await;
+    api.require_token("first");
+    let kube = Kube::start(client(&api, Some(&file)), "n1");
+    let mut world = World { api, kube, catalog: Catalog::default() };
+    world.until(|world| world.kube.missing().next().is_none()).await;
+
+    std::fs::write(&file, "second").unwrap();
+    world.api.require_token("second");
+    world.api.go_away().await;
+    world.api.come_back().await;
+    world.put_service("cart");
+    let refused = |world: &World| world.kube.problems().iter().any(|it| it.message.contains("does not accept"));
+    world.until(refused).await;
+    let taken_up = async {
+        while !world.has("cart") {
+            let updates = world.kube.next().await;
+            world.catalog.apply(updates);
+        }
+    };
+    tokio::time::timeout(4 * PATIENCE, taken_up).await.expect("the new token was never read");
+    std::fs::remove_file(&file).unwrap();
 }
 
 #[tokio::test]
@@ -227,8 +275,7 @@ async fn an_unreadable_annotation_is_one_event_however_many_agents_post_it() {
         object
     };
     let mut world = World::synced(|api| api.put("services", "shop", "cart", annotated("maybe"))).await;
-    let config = Config::new(format!("http://{}", world.api.address).parse().unwrap());
-    let second = Kube::start(Client::try_from(config).unwrap(), "n2");
+    let second = Kube::start(client(&world.api, None), "n2");
     world.report(&second).await;
     let posted = world.events(1).await;
     assert_eq!(posted[0]["regarding"]["uid"], "uid-shop-cart");

@@ -29,6 +29,8 @@ struct State {
     forgotten: u64,
     /// Resources that nobody may read.
     forbidden: Vec<String>,
+    /// What everybody must bring.
+    token: Option<String>,
     requests: Vec<String>,
     posted: Vec<Value>,
     asked_to_post: usize,
@@ -129,6 +131,15 @@ impl Api {
         state.history.clear();
     }
 
+    /// Puts an old state back, as etcd from a backup: without this object, and with versions that were given before.
+    pub(super) fn restore(&self, without: (&str, &str, &str)) {
+        let (resource, namespace, name) = without;
+        let mut state = self.state.lock().unwrap();
+        state.objects.remove(&(resource.to_owned(), format!("{namespace}/{name}")));
+        state.history.clear();
+        state.version = 1;
+    }
+
     pub(super) fn version(&self) -> u64 {
         self.state.lock().unwrap().version
     }
@@ -139,6 +150,11 @@ impl Api {
         if forbidden {
             list.push(resource.to_owned());
         }
+    }
+
+    /// From now on only those who bring this token are answered.
+    pub(super) fn require_token(&self, token: &str) {
+        self.state.lock().unwrap().token = Some(token.to_owned());
     }
 
     /// The requests since the last time, those of this resource, as path and query.
@@ -193,6 +209,11 @@ async fn answer(
     }
     let mut state_now = state.lock().unwrap();
     state_now.requests.push(asked.clone());
+    if let Some(token) = &state_now.token
+        && request.headers().get("authorization").is_none_or(|it| *it != format!("Bearer {token}"))
+    {
+        return Ok(refusal(401, "Unauthorized", "Unauthorized"));
+    }
     if state_now.forbidden.contains(&resource) {
         return Ok(refusal(403, "Forbidden", &format!("{resource} is forbidden: cannot list")));
     }
@@ -200,6 +221,9 @@ async fn answer(
         return Ok(whole(200, &list(&state_now, &resource, &asked)));
     }
     let from: u64 = parameter(&asked, "resourceVersion").unwrap().parse().unwrap();
+    if from > state_now.version {
+        return Ok(refusal(504, "Timeout", "Too large resource version"));
+    }
     let gone = from < state_now.forgotten;
     drop(state_now);
     if gone {
