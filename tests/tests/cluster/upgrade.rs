@@ -59,8 +59,9 @@ fn connects_go_through_kube_proxy_once_an_agent_is_killed_and_through_the_next_o
     let agents = sluice::agents(cluster)?;
     let agent = agents.iter().find(|agent| agent.node == "node-a").context("an agent on node-a")?;
 
+    let inside = Inside::find(cluster, SYSTEM, &agent.pod)?;
     let killed = Instant::now();
-    Inside::find(cluster, SYSTEM, &agent.pod)?.kill_program("sluice-agent")?;
+    inside.kill_program("sluice-agent")?;
     dialler.wait_for(cluster, &Fate::LeftAlone)?;
     dialler.wait_for(cluster, &Fate::Redirected)?;
     thread::sleep(Duration::from_secs(1));
