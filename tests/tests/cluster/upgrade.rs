@@ -18,6 +18,7 @@ const LOAD: [&str; 9] = ["--rate", "1000", "--connections", "2", "--streams", "5
 const PROGRAMS: usize = 5;
 
 #[test]
+#[ignore = "takes a minute: cargo xtask cluster test --all"]
 fn agents_are_replaced_without_a_failed_call_or_a_connect_that_misses_them() -> Result<()> {
     let cluster = sluice::installed()?;
     let scene = Scene::make(cluster, "replaced")?;
@@ -80,6 +81,7 @@ fn connects_go_through_kube_proxy_once_an_agent_is_killed_and_through_the_next_o
 }
 
 #[test]
+#[ignore = "takes a minute: cargo xtask cluster test --all"]
 fn uninstalled_under_load_no_call_fails_and_nothing_of_it_stays() -> Result<()> {
     let cluster = sluice::installed()?;
     let scene = Scene::make(cluster, "uninstalled")?;
