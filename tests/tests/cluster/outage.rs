@@ -2,7 +2,7 @@
 //! know everything again soon after it is back.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,16 +26,23 @@ const MARGIN: u32 = 3;
 
 #[test]
 fn endpoints_that_die_while_the_api_server_is_away_fail_no_call_but_those_in_flight() -> Result<()> {
-    outage(Duration::from_secs(8))
+    outage(Duration::from_secs(8), |_, _, _| Ok(()))
 }
 
 #[test]
 #[ignore = "takes 6 minutes: cargo xtask cluster test --all"]
 fn endpoints_that_die_while_the_api_server_is_away_for_five_minutes_fail_no_call_but_those_in_flight() -> Result<()> {
-    outage(Duration::from_secs(300))
+    outage(Duration::from_secs(300), |space, pages, back| {
+        let (api, agents) = settled(space, pages, back)?;
+        let [api_took, agents_took] = [api, agents].map(|took| took.as_secs_f64());
+        println!("back: EndpointSlices were right {api_took:.1} s later, every agent {agents_took:.1} s later");
+        ensure!(agents.saturating_sub(api) <= RIGHT_WITHIN * MARGIN, "the table was right only after {agents:?}");
+        Ok(())
+    })
 }
 
-fn outage(length: Duration) -> Result<()> {
+/// `after` is what is looked at once the API server is back, under load still.
+fn outage(length: Duration, after: impl FnOnce(&Namespace, &Pages, Instant) -> Result<()>) -> Result<()> {
     let cluster = sluice::installed()?;
     let space = Namespace::make(cluster, "outage")?;
     space.deploy(&sluice::echo("echo", ENDPOINTS))?;
@@ -74,12 +81,7 @@ fn outage(length: Duration) -> Result<()> {
     println!("back: a change made at once is in every agent's table {:.1} s later", right.as_secs_f64());
     cluster.wait_until("the agents to be content", || pages.all(|page| !complains(page)))?;
     println!("back: no agent's status complains {:.1} s later", back.elapsed().as_secs_f64());
-    let (api, agents) = settled(&space, &pages, back)?;
-    println!(
-        "back: EndpointSlices were right {:.1} s later, every agent {:.1} s later",
-        api.as_secs_f64(),
-        agents.as_secs_f64()
-    );
+    after(&space, &pages, back)?;
     let report = load.stop()?;
     println!(
         "{} calls, failed {} {}, latency {}",
@@ -92,7 +94,6 @@ fn outage(length: Duration) -> Result<()> {
     ensure!(report["failed"].as_u64() <= Some(STREAMS), "more failed than were in flight: {report:#}");
     ensure!(report["connections"] == 2, "the client had something to do: {report:#}");
     ensure!(right <= RIGHT_WITHIN * MARGIN, "the table was right only after {right:?}");
-    ensure!(agents.saturating_sub(api) <= RIGHT_WITHIN * MARGIN, "the table was right only after {agents:?}");
     ensure!(self::restarts(cluster)? == restarts, "an agent was restarted: {restarts:?} before");
     Ok(())
 }
@@ -160,7 +161,7 @@ fn takers(client: &Inside) -> Result<BTreeSet<IpAddr>> {
     let before = client.sent()?;
     thread::sleep(Duration::from_secs(1));
     let after = client.sent()?;
-    let more = |(peer, bytes): &(&std::net::SocketAddr, &u64)| before.get(peer).is_none_or(|before| *bytes > before);
+    let more = |(peer, bytes): &(&SocketAddr, &u64)| **bytes > before.get(peer).copied().unwrap_or(0);
     Ok(after.iter().filter(more).map(|(peer, _)| peer.ip()).collect())
 }
 

@@ -201,10 +201,10 @@ impl Timeline {
         for ip in new {
             let ready = *ready.get(ip).with_context(|| format!("{ip} got calls and was never ready"))?;
             let first = sent.iter().find(|(_, sent)| sent.contains_key(ip)).context("a first call")?.0;
-            let Some(even) = has_its_share(&sent, *ip) else { bail!("{ip} never had its share") };
+            let Some(even) = has_its_share(&sent, *ip, ready) else { bail!("{ip} never had its share") };
             let [first, even] = [first, even].map(|at| at.saturating_duration_since(ready));
             println!(
-                "{ip}: ready; seen at its first call {} ms later, even {} ms later",
+                "{ip}: first call seen {} ms after it was ready, its even share from {} ms on (looked at every 100 ms)",
                 first.as_millis(),
                 even.as_millis()
             );
@@ -227,15 +227,17 @@ impl Drop for Timeline {
     }
 }
 
-/// From when on an endpoint gets at least four fifths of what the median endpoint gets, half a second at a time.
-fn has_its_share(sent: &[(Instant, Sent)], ip: IpAddr) -> Option<Instant> {
-    sent.iter().enumerate().find_map(|(nth, (at, before))| {
+/// From when on an endpoint that was ready then gets at least nine tenths of what the median endpoint gets, half a second at
+/// a time.
+fn has_its_share(sent: &[(Instant, Sent)], ip: IpAddr, ready: Instant) -> Option<Instant> {
+    let looked = sent.iter().enumerate().filter(|(_, (at, _))| *at >= ready);
+    looked.into_iter().find_map(|(nth, (at, before))| {
         let (_, after) = sent[nth..].iter().find(|(later, _)| *later >= *at + WINDOW / 2)?;
         let shares = between(before, after);
         let mut all: Vec<_> = shares.values().copied().collect();
         all.sort_unstable();
         let median = all.get(all.len() / 2)?;
-        (shares.get(&ip)? * 5 >= median * 4).then_some(*at)
+        (shares.get(&ip)? * 10 >= median * 9).then_some(*at)
     })
 }
 
@@ -250,6 +252,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[test]
+#[ignore = "takes half a minute: cargo xtask cluster test --all"]
 fn servers_that_end_at_once_fail_no_more_calls_by_sluice_than_by_kube_proxy() -> Result<()> {
     let cluster = sluice::installed()?;
     let space = Namespace::make(cluster, "rude")?;

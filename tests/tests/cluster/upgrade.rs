@@ -18,6 +18,7 @@ const LOAD: [&str; 9] = ["--rate", "1000", "--connections", "2", "--streams", "5
 const PROGRAMS: usize = 5;
 
 #[test]
+#[ignore = "takes a minute: cargo xtask cluster test --all"]
 fn agents_are_replaced_without_a_failed_call_or_a_connect_that_misses_them() -> Result<()> {
     let cluster = sluice::installed()?;
     let scene = Scene::make(cluster, "replaced")?;
@@ -59,8 +60,9 @@ fn connects_go_through_kube_proxy_once_an_agent_is_killed_and_through_the_next_o
     let agents = sluice::agents(cluster)?;
     let agent = agents.iter().find(|agent| agent.node == "node-a").context("an agent on node-a")?;
 
+    let inside = Inside::find(cluster, SYSTEM, &agent.pod)?;
     let killed = Instant::now();
-    Inside::find(cluster, SYSTEM, &agent.pod)?.kill_program("sluice-agent")?;
+    inside.kill_program("sluice-agent")?;
     dialler.wait_for(cluster, &Fate::LeftAlone)?;
     dialler.wait_for(cluster, &Fate::Redirected)?;
     thread::sleep(Duration::from_secs(1));
@@ -79,6 +81,7 @@ fn connects_go_through_kube_proxy_once_an_agent_is_killed_and_through_the_next_o
 }
 
 #[test]
+#[ignore = "takes a minute: cargo xtask cluster test --all"]
 fn uninstalled_under_load_no_call_fails_and_nothing_of_it_stays() -> Result<()> {
     let cluster = sluice::installed()?;
     let scene = Scene::make(cluster, "uninstalled")?;
