@@ -67,6 +67,7 @@ pub struct Snapshot {
     /// Kinds of objects that are waited for while syncing, by name.
     pub missing: Vec<&'static str>,
     pub cgroup: PathBuf,
+    /// Empty where it was not asked for.
     pub built: Arc<Built>,
     /// Of the source itself; those of its objects are in `built`.
     pub source_problems: Vec<Problem>,
@@ -96,7 +97,15 @@ impl View {
 }
 
 /// Asks the control loop for a snapshot.
-pub type Asks = mpsc::Sender<oneshot::Sender<Snapshot>>;
+pub struct Question {
+    /// Whether `built` is asked for. Probes ask every few seconds and need nothing of it, and it takes a large cluster
+    /// some milliseconds, in which no change is taken in.
+    pub built: bool,
+    pub answer: oneshot::Sender<Snapshot>,
+}
+
+/// The way to the control loop.
+pub type Asks = mpsc::Sender<Question>;
 
 /// Serves the pages for ever. To be spawned on the runtime.
 pub async fn serve(listener: TcpListener, asks: Asks) {
@@ -137,7 +146,7 @@ async fn answer(request: &Request<Incoming>, asks: &Asks) -> Response<Full<Bytes
     if !["/livez", "/readyz", "/status.json", "/metrics"].contains(&page) {
         return text(StatusCode::NOT_FOUND, "pages: /livez /readyz /status.json /metrics\n");
     }
-    let snapshot = match ask(asks).await {
+    let snapshot = match ask(asks, ["/status.json", "/metrics"].contains(&page)).await {
         Ok(snapshot) => snapshot,
         Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")),
     };
@@ -149,11 +158,11 @@ async fn answer(request: &Request<Incoming>, asks: &Asks) -> Response<Full<Bytes
     }
 }
 
-async fn ask(asks: &Asks) -> anyhow::Result<Snapshot> {
-    let (sender, answer) = oneshot::channel();
+async fn ask(asks: &Asks, built: bool) -> anyhow::Result<Snapshot> {
+    let (answer, answered) = oneshot::channel();
     timeout(ANSWER_WITHIN, async {
-        asks.send(sender).await.ok()?;
-        answer.await.ok()
+        asks.send(Question { built, answer }).await.ok()?;
+        answered.await.ok()
     })
     .await
     .context("the agent's control loop does not answer")?

@@ -11,17 +11,17 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::{self, Snapshot, State};
+use crate::admin::{self, Question, Snapshot, State};
 use crate::check;
 use crate::config::Run;
 use crate::intercept::{Intercept, Settings};
 use crate::pods::{self, CgroupView, Change, Discovery};
 use crate::publish::{KernelChange, Publisher};
-use crate::table::{self, Catalog};
+use crate::table::{self, Built, Catalog};
 use crate::watch::Source;
 
 mod enrol;
@@ -31,7 +31,7 @@ use enrol::Enrolment;
 use workers::Workers;
 
 /// Those who ask for a snapshot.
-type Asked = mpsc::Receiver<oneshot::Sender<Snapshot>>;
+type Asked = mpsc::Receiver<Question>;
 
 /// Where the kernel programs' lines appear in the log.
 const KERNEL_LOG: &str = "sluice::kernel";
@@ -167,16 +167,16 @@ async fn serve(config: &Run) -> Result<()> {
                 let connect = connect?;
                 discovery.reported(crate::addr::NetnsCookie(connect.netns_cookie), connect.pid)?;
             }
-            Some(asker) = asked.recv() => {
+            Some(Question { built, answer }) = asked.recv() => {
                 // Whoever asked may be gone.
-                _ = asker.send(Snapshot {
+                _ = answer.send(Snapshot {
                     pods: enrolment.lines(catalog.pods()),
                     verdicts: counters.read().unwrap_or_else(|error| {
                         tracing::warn!("the admin pages show no verdicts: {error:#}");
                         Default::default()
                     }),
                     workers: workers.handles.clone(),
-                    ..snapshot(state, &source, &catalog, &kubepods)
+                    ..snapshot(state, &source, &catalog, built, &kubepods)
                 });
             }
         }
@@ -189,8 +189,8 @@ async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kub
     while !source.missing().is_empty() {
         tokio::select! {
             updates = source.next() => known.extend(catalog.apply(updates).services),
-            Some(asker) = asked.recv() => {
-                _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods));
+            Some(Question { built, answer }) = asked.recv() => {
+                _ = answer.send(snapshot(State::Syncing, source, catalog, built, kubepods));
             }
         }
     }
@@ -199,12 +199,12 @@ async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kub
 }
 
 /// What is known without workers and kernel.
-fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path) -> Snapshot {
+fn snapshot(state: State, source: &Source, catalog: &Catalog, built: bool, kubepods: &Path) -> Snapshot {
     Snapshot {
         state,
         missing: source.missing(),
         cgroup: kubepods.to_owned(),
-        built: Arc::new(catalog.built()),
+        built: Arc::new(if built { catalog.built() } else { Built::default() }),
         source_problems: source.problems().to_vec(),
         pods: Vec::new(),
         verdicts: Default::default(),

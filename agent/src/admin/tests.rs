@@ -118,15 +118,18 @@ fn every_metric_has_its_help_and_type_once_and_before_its_samples() {
 async fn get(state: Option<State>, request: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (asks, mut asked) = mpsc::channel::<oneshot::Sender<Snapshot>>(1);
+    let (asks, mut asked) = mpsc::channel::<Question>(1);
     tokio::spawn(serve(listener, asks));
     tokio::spawn(async move {
         let mut unanswered = Vec::new();
-        while let Some(asker) = asked.recv().await {
-            match state {
-                Some(state) => _ = asker.send(snapshot(state)),
-                None => unanswered.push(asker),
-            }
+        while let Some(Question { built, answer }) = asked.recv().await {
+            let Some(state) = state else {
+                unanswered.push(answer);
+                continue;
+            };
+            let whole = snapshot(state);
+            let built = if built { whole.built } else { Arc::default() };
+            _ = answer.send(Snapshot { built, ..whole });
         }
     });
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -166,4 +169,12 @@ async fn what_is_no_page_is_refused() {
     assert!(get(Some(State::Ready), "POST /livez").await.starts_with("HTTP/1.1 405 "));
     let metrics = get(Some(State::Ready), "GET /metrics").await;
     assert!(metrics.contains("content-type: text/plain; version=0.0.4\r\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn pages_for_people_and_for_metrics_have_the_services() {
+    let status = get(Some(State::Ready), "GET /status.json").await;
+    let status: Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(status["services"].as_array().unwrap().len(), 1);
+    assert!(get(Some(State::Ready), "GET /metrics").await.contains("\nsluice_services 1\n"));
 }
