@@ -1,5 +1,8 @@
 //! The page /status.json. In: a view of the agent; out: one JSON object. Pure.
 
+use std::collections::BTreeMap;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
 use super::{PodLine, Snapshot, State, View};
@@ -9,27 +12,50 @@ use crate::table::{LeftAlone, Policy, Problem, Service};
 use crate::worker::{PodReport, Report};
 
 pub(super) fn page(view: &View) -> String {
-    let Snapshot { health, cgroup, built, pods, verdicts, workers, .. } = &view.snapshot;
-    let mut services: Vec<_> = built.table.services.values().collect();
-    services.sort_by(|a, b| (&a.name, a.addr).cmp(&(&b.name, b.addr)));
-    let verdicts = Verdict::ALL.iter().map(|verdict| (verdict.name().to_owned(), verdicts.get(*verdict).into()));
-    let page = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "state": match health.state {
+    // A string takes whatever is written, and no key of the page is anything but a string.
+    let mut text = serde_json::to_string_pretty(&Page(view)).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+struct Page<'a>(&'a View);
+
+impl Serialize for Page<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Page(view) = *self;
+        let Snapshot { health, cgroup, built, pods, verdicts, workers, .. } = &view.snapshot;
+        let state = match health.state {
             State::Syncing => "syncing",
             State::Scanning => "scanning",
             State::Ready => "ready",
             State::Draining => "draining",
-        },
-        "cgroup": cgroup,
-        "services": services.into_iter().map(|service| one_service(service)).collect::<Value>(),
-        "left_alone": built.left_alone.iter().map(left_alone).collect::<Value>(),
-        "pods": pods.iter().map(|pod| one_pod(pod, view)).collect::<Value>(),
-        "kernel_verdicts": Value::Object(verdicts.collect()),
-        "problems": view.snapshot.problems().map(problem).collect::<Value>(),
-        "workers": (0..workers.len()).map(|index| worker(index, view)).collect::<Value>(),
-    });
-    format!("{page:#}\n")
+        };
+        let mut services: Vec<_> = built.table.services.values().collect();
+        services.sort_by(|a, b| (&a.name, a.addr).cmp(&(&b.name, b.addr)));
+        let verdicts: BTreeMap<_, _> = Verdict::ALL.iter().map(|it| (it.name(), verdicts.get(*it))).collect();
+
+        let mut page = serializer.serialize_map(None)?;
+        page.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
+        page.serialize_entry("state", state)?;
+        page.serialize_entry("cgroup", &cgroup.to_string_lossy())?;
+        page.serialize_entry("services", &Each(|| services.iter().map(|service| one_service(service))))?;
+        page.serialize_entry("left_alone", &Each(|| built.left_alone.iter().map(left_alone)))?;
+        page.serialize_entry("pods", &Each(|| pods.iter().map(|pod| one_pod(pod, view))))?;
+        page.serialize_entry("kernel_verdicts", &verdicts)?;
+        page.serialize_entry("problems", &Each(|| view.snapshot.problems().map(problem)))?;
+        page.serialize_entry("workers", &Each(|| (0..workers.len()).map(|index| worker(index, view))))?;
+        page.end()
+    }
+}
+
+/// A list whose items are made one by one as they are written: a large cluster's endpoints are far more as JSON values
+/// than as text.
+struct Each<F>(F);
+
+impl<I: Iterator<Item = Value>, F: Fn() -> I> Serialize for Each<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
 }
 
 fn one_service(service: &Service) -> Value {

@@ -166,3 +166,11 @@ async fn what_is_no_page_is_refused() {
     let metrics = get(Some(State::Ready), "GET /metrics").await;
     assert!(metrics.contains("content-type: text/plain; version=0.0.4\r\n"), "{metrics}");
 }
+
+#[tokio::test]
+async fn pages_for_people_and_for_metrics_have_the_services() {
+    let status = get(Some(State::Ready), "GET /status.json").await;
+    let status: Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(status["services"].as_array().unwrap().len(), 1);
+    assert!(get(Some(State::Ready), "GET /metrics").await.contains("\nsluice_services 1\n"));
+}
