@@ -46,12 +46,15 @@ fn a_missing_right_is_named_with_its_cure_and_the_agent_goes_on_when_it_gets_it(
     for words in NO_SLICES {
         ensure!(said.contains(words), "{words:?} is not in\n{said}");
     }
-    let page = format!("/api/v1/namespaces/{}/pods/{unchecked}:9966/proxy/readyz", space.name());
-    let not_ready = cluster.kubectl(&["get", "--raw", &page]).expect_err("an agent without endpoints is not ready");
-    let not_ready = format!("{not_ready:#}");
-    println!("readyz: {not_ready}");
-    for words in ["waiting for all endpointslices", "cure"] {
-        ensure!(not_ready.contains(words), "{words:?} is not in {not_ready}");
+    let ip = space.kubectl(&["get", "pod", &unchecked, "--output=jsonpath={.status.podIP}"])?;
+    let [programs, _] = cluster.tools();
+    let page = format!("http://{ip}:9966/readyz");
+    let answer = cluster.node("node-a")?.command(programs.join("probe"))?.args(["get", &page]).output()?;
+    let (page, status) = (String::from_utf8(answer.stdout)?, String::from_utf8(answer.stderr)?);
+    println!("readyz: {}: {page}", status.trim());
+    ensure!(status.contains("503 Service Unavailable"), "an agent without endpoints is ready: {status}");
+    for words in ["waiting for all endpointslices", "apply the ClusterRole of the manifests"] {
+        ensure!(page.contains(words), "{words:?} is not in {page}");
     }
 
     role.allow(|_| true)?;

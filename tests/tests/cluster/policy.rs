@@ -23,6 +23,7 @@ fn calls_keep_to_a_policy_that_drops_and_come_back_without_it() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes half a minute: cargo xtask cluster test --all"]
 fn calls_keep_to_a_policy_that_rejects_and_come_back_without_it() -> Result<()> {
     // A dial fails at once. Back-offs of about 1, 2, 4 and 8 s (a quarter of each is chance): at most four dials in ten
     // seconds, and the one after them where the load begins late.
