@@ -15,7 +15,7 @@ use crate::sluice::PORT;
 use crate::world::Namespace;
 
 pub const ENDPOINTS: u32 = 10;
-/// A crowd's namespace goes with all that is in it, but one by one.
+/// Requests under way at a time.
 const WORKERS: &str = "32";
 /// 198.18.0.0/15 is for benchmarks (RFC 2544): no pod has it, and it is large enough for 100,000 endpoints.
 const RANGE: u32 = u32::from_be_bytes([198, 18, 0, 0]);

@@ -13,7 +13,7 @@ use crate::crowd::{By, Changed, Crowd, ENDPOINTS};
 use crate::sluice::{self, Agent, SYSTEM};
 use crate::world::Namespace;
 
-/// What an agent may take at rest.
+/// What an agent may take, at rest and when it is asked for all that it knows.
 const MEMORY: u64 = 200 << 20;
 /// The promise for 99 of 100 changes is 50 ms. The machine is loaded: it runs two nodes, a control plane and whatever else.
 const USABLE_WITHIN: Duration = Duration::from_millis(4 * 50);
@@ -99,6 +99,7 @@ fn measure(size: &Size) -> Result<()> {
         let row = table.row(&agent.node);
         row.push(("after /status.json", mib(now)));
         row.push(("peak ", mib(peak)));
+        ensure!(peak <= MEMORY, "{}'s agent took {} for its status\n{table}", agent.node, mib(peak));
     }
 
     let began = Instant::now();
