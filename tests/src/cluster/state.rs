@@ -174,11 +174,13 @@ pub(super) fn spawn(name: &str, mut command: Command) -> Result<u32> {
     let procs = File::options().write(true).open(system()?.join("cgroup.procs")).context("the cluster is gone")?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let begin = move || {
-        // SAFETY: both are async-signal-safe; the descriptor is owned by this closure ("0" is the writer itself).
+        // SAFETY: all are async-signal-safe; the descriptor is owned by this closure ("0" is the writer itself).
         unsafe {
             check(libc::setsid())?;
             let written = libc::write(std::os::fd::AsRawFd::as_raw_fd(&procs), c"0".as_ptr().cast(), 1);
-            check(if written == 1 { 0 } else { -1 })
+            check(if written == 1 { 0 } else { -1 })?;
+            // It outlives this process, and must not go on to hold what that was given: a lock of the caller's, a pipe.
+            check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))
         }
     };
     // SAFETY: the closure runs between fork and exec and makes only the async-signal-safe calls above.
