@@ -174,14 +174,13 @@ pub(super) fn spawn(name: &str, mut command: Command) -> Result<u32> {
     let procs = File::options().write(true).open(system()?.join("cgroup.procs")).context("the cluster is gone")?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let begin = move || {
-        // SAFETY: all are async-signal-safe; the descriptor is owned by this closure ("0" is the writer itself), and those
-        // above standard error are closed by the exec only.
+        // SAFETY: all are async-signal-safe; the descriptor is owned by this closure ("0" is the writer itself).
         unsafe {
             check(libc::setsid())?;
             let written = libc::write(std::os::fd::AsRawFd::as_raw_fd(&procs), c"0".as_ptr().cast(), 1);
             check(if written == 1 { 0 } else { -1 })?;
-            // What the caller's own caller left open, such as a lock, would be held as long as this process lives.
-            check(libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) as libc::c_int)
+            // It outlives this process, and must not go on to hold what that was given: a lock of the caller's, a pipe.
+            check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))
         }
     };
     // SAFETY: the closure runs between fork and exec and makes only the async-signal-safe calls above.
