@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response, StatusCode};
-use sluice_agent::detect::PREFACE;
+use sluice_agent::detect::{PREFACE, Patience};
 use sluice_agent::worker::PodReport;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 #[path = "worker/support.rs"]
 mod support;
 
-use support::{HANG, World, black_hole, gone, listed, nobody, noise, service_addr};
+use support::{HANG, World, black_hole, connect, eventually, gone, listed, nobody, noise, send, service_addr};
 
 /// A server that answers each call with its own address once it may, and `/echo` with the request's body.
 struct Server {
@@ -398,4 +398,32 @@ async fn the_heartbeat_goes_on_while_calls_come_without_end() {
     let beats = world.beats.load(Ordering::Relaxed);
     until(&world, |_| world.beats.load(Ordering::Relaxed) > beats + 10).await;
     assert!(report(&world).await.splitter.streams > 0);
+}
+
+/// The splitter gives a connection's number to the next one at once, while the worker still has the socket.
+#[test]
+fn a_connection_that_ends_just_before_another_is_accepted_is_closed() {
+    let world = World::with(Patience { silence: HANG, partial: HANG });
+    world.set_endpoints(&[nobody().0]);
+    let pod = world.pod();
+    let greeting = [&PREFACE[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let mut first = connect(pod);
+    send(&mut first, &greeting);
+    let mut second = connect(pod);
+    world.until(|report| report.http2_connections == 1 && report.undetected_connections == 1);
+
+    let held = world.hold();
+    let _third = connect(pod);
+    let mut beats = u64::MAX;
+    eventually(|| {
+        std::thread::sleep(Duration::from_millis(300));
+        // It stands still: what comes now it finds at once, in this order.
+        std::mem::replace(&mut beats, world.beats.load(Ordering::Relaxed)) == world.beats.load(Ordering::Relaxed)
+    });
+    first.shutdown(std::net::Shutdown::Write).unwrap();
+    send(&mut second, &greeting);
+    drop(held);
+    world.until(|report| report.undetected_connections == 1 && report.http2_connections == 1);
+    drop(second);
+    world.until(|report| report.http2_connections == 0);
 }
