@@ -70,6 +70,7 @@ fn a_missing_right_is_named_with_its_cure_and_the_agent_goes_on_when_it_gets_it(
 }
 
 #[test]
+#[ignore = "beyond the short set: cargo xtask cluster test --all"]
 fn a_missing_capability_and_a_missing_mount_are_named_with_their_cures() -> Result<()> {
     let cluster = sluice::installed()?;
     let space = Namespace::make(cluster, "less")?;

@@ -25,6 +25,7 @@ const RIGHT_WITHIN: Duration = Duration::from_secs(5);
 const MARGIN: u32 = 3;
 
 #[test]
+#[ignore = "beyond the short set: cargo xtask cluster test --all"]
 fn endpoints_that_die_while_the_api_server_is_away_fail_no_call_but_those_in_flight() -> Result<()> {
     outage(Duration::from_secs(8), |_, _, _| Ok(()))
 }

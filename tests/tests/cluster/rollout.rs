@@ -54,6 +54,7 @@ fn scaled_up_and_down_under_load_no_call_fails_and_each_new_pod_takes_its_share_
 }
 
 #[test]
+#[ignore = "beyond the short set: cargo xtask cluster test --all"]
 fn a_rollout_under_load_fails_no_call() -> Result<()> {
     let scene = Scene::make("rollout", 3)?;
     let before = scene.timeline.addresses()?;

@@ -50,6 +50,7 @@ fn agents_are_replaced_without_a_failed_call_or_a_connect_that_misses_them() -> 
 }
 
 #[test]
+#[ignore = "beyond the short set: cargo xtask cluster test --all"]
 fn connects_go_through_kube_proxy_once_an_agent_is_killed_and_through_the_next_one_when_it_runs() -> Result<()> {
     let cluster = sluice::installed()?;
     let space = space(cluster, "killed")?;
