@@ -95,7 +95,7 @@ impl Layer {
         match self {
             Layer::Lint => lint(runner),
             // A process of its own, so that what it says goes to the log.
-            Layer::Ebpf => runner.run(Command::new(std::env::current_exe()?).args(["ebpf", "--check"])),
+            Layer::Ebpf => runner.cargo(&["run", "--quiet", "--package", "xtask", "--", "ebpf", "--check"]),
             Layer::Pure => runner.cargo(&["test", "--no-fail-fast", "--workspace", "--exclude", "testbed"]),
             Layer::Node => on_nodes(runner),
             Layer::Clients => clients(runner),
@@ -165,10 +165,11 @@ fn on_nodes(runner: &Runner) -> Result<()> {
 /// The cluster comes first: it builds the kubectl and the helm that render the manifests.
 fn cluster(runner: &Runner) -> Result<()> {
     host::need_root("test cluster")?;
-    let xtask = || std::env::current_exe().map(Command::new);
+    // By cargo: the file of this program is another one by now, if a layer before has built it anew.
+    let xtask = |task: &[&str]| runner.cargo(&[&["run", "--quiet", "--package", "xtask", "--"], task].concat());
     let results = [
-        runner.run(xtask()?.args(["cluster", "test"])),
-        runner.run(xtask()?.args(["manifests", "--check"])),
+        xtask(&["cluster", "test"]),
+        xtask(&["manifests", "--check"]),
         runner.cargo(&["test", "--package", "testbed", "--test", "manifests"]),
     ];
     together(results)
