@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -26,8 +27,9 @@ pub struct Namespace {
 
 impl Namespace {
     pub fn make(cluster: &'static Cluster, name: &str) -> Result<Self> {
-        // Another run's may still be going away.
-        let name = format!("{name}-{}", std::process::id());
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        // Another run's, or another test's, may still be going away.
+        let name = format!("{name}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         cluster.kubectl(&["create", "namespace", &name])?;
         let space = Self { cluster, name };
         // No pod is admitted without it.
