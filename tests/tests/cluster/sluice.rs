@@ -174,7 +174,6 @@ pub fn answering(report: &Value) -> BTreeSet<String> {
 /// An Echo server's Deployment, as many pods on the one node as on the other, that goes the way well-made servers go: it
 /// serves on for a moment after it was told to end.
 pub fn echo(name: &str, replicas: usize) -> Value {
-    let labels = json!({ "app": name });
     let container = json!({
         "name": "server", "image": format!("sluice-loadtest:{}", env!("CARGO_PKG_VERSION")), "imagePullPolicy": "Never",
         "args": ["server"],
@@ -183,25 +182,7 @@ pub fn echo(name: &str, replicas: usize) -> Value {
         "readinessProbe": { "tcpSocket": { "port": "grpc" }, "periodSeconds": 1 },
         "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } },
     });
-    let spread = json!({
-        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": { "matchLabels": labels }, "matchLabelKeys": ["pod-template-hash"],
-    });
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
-        "spec": {
-            "replicas": replicas,
-            "selector": { "matchLabels": labels },
-            "template": {
-                "metadata": { "labels": labels },
-                "spec": {
-                    "terminationGracePeriodSeconds": 20,
-                    "topologySpreadConstraints": [spread],
-                    "containers": [container],
-                },
-            },
-        },
-    })
+    world::deployment(name, replicas, 20, &container)
 }
 
 /// A Service on the pods of a Deployment, gRPC by its port's protocol.

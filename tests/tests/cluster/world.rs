@@ -117,20 +117,14 @@ pub fn probe_pod(name: &str, node: &str) -> [Value; 1] {
     })]
 }
 
-/// A server in as many pods, as many on the one node as on the other, and its Service with addresses of both families.
-pub fn spread_server(name: &str, replicas: usize) -> [Value; 2] {
+/// So many pods of one container, as many on the one node as on the other, which get `grace` seconds for their end.
+pub fn deployment(name: &str, replicas: usize, grace: u32, container: &Value) -> Value {
     let labels = json!({ "app": name });
-    let server = json!({
-        "name": "server", "image": "sluice-probe:1", "imagePullPolicy": "Never",
-        "args": ["serve", ":8080"],
-        "ports": [{ "name": "http", "containerPort": 8080 }],
-        "readinessProbe": { "httpGet": { "path": "/", "port": "http" }, "periodSeconds": 1 },
-    });
     let spread = json!({
         "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
-        "labelSelector": { "matchLabels": labels },
+        "labelSelector": { "matchLabels": labels }, "matchLabelKeys": ["pod-template-hash"],
     });
-    let deployment = json!({
+    json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
         "spec": {
             "replicas": replicas,
@@ -138,20 +132,30 @@ pub fn spread_server(name: &str, replicas: usize) -> [Value; 2] {
             "template": {
                 "metadata": { "labels": labels },
                 "spec": {
-                    "terminationGracePeriodSeconds": 1,
+                    "terminationGracePeriodSeconds": grace,
                     "topologySpreadConstraints": [spread],
-                    "containers": [server],
+                    "containers": [container],
                 },
             },
         },
+    })
+}
+
+/// A server in as many pods, as many on the one node as on the other, and its Service with addresses of both families.
+pub fn spread_server(name: &str, replicas: usize) -> [Value; 2] {
+    let server = json!({
+        "name": "server", "image": "sluice-probe:1", "imagePullPolicy": "Never",
+        "args": ["serve", ":8080"],
+        "ports": [{ "name": "http", "containerPort": 8080 }],
+        "readinessProbe": { "httpGet": { "path": "/", "port": "http" }, "periodSeconds": 1 },
     });
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
         "spec": {
             "ipFamilyPolicy": "RequireDualStack",
-            "selector": labels,
+            "selector": { "app": name },
             "ports": [{ "name": "http", "port": 80, "targetPort": "http" }],
         },
     });
-    [deployment, service]
+    [deployment(name, replicas, 1, &server), service]
 }
