@@ -77,7 +77,8 @@ pub(super) struct Conn {
     pub(super) preface_left: usize,
     /// The peer's first SETTINGS have come. No stream is opened towards an endpoint before.
     pub(super) settled: bool,
-    /// Endpoint: neither settled nor failed when the patience with its dial was over.
+    /// Endpoint: it keeps requests waiting. Neither settled nor failed when the patience with its dial was over, or settled
+    /// with leave to open no stream at all.
     pub(super) overdue: bool,
     /// A frame that has not come whole: at most one frame.
     pub(super) tail: Vec<u8>,

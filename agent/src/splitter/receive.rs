@@ -354,6 +354,7 @@ impl Splitter {
             if first {
                 self.dial_succeeded(c);
             }
+            self.mind_stream_limit(now, c);
             self.admit(now, c);
             if first {
                 self.relieve(now);

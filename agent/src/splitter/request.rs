@@ -168,7 +168,8 @@ impl Splitter {
             if conn.can_open(&self.limits) {
                 return self.open(now, key, id.index);
             }
-            if !conn.is_full() {
+            // More connections to one that takes no stream at all would help as little.
+            if !conn.is_full() || conn.overdue {
                 soon = Some(id.index);
             }
         }
