@@ -90,6 +90,7 @@ impl Splitter {
             phase: Phase::Waiting,
             grpc: request.grpc,
             head: request.head,
+            connect: request.connect,
             attempts: 0,
             request: fields,
             replay: Some(Vec::new()),
@@ -118,7 +119,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
         let short = side.expected.is_some_and(|expected| expected != side.body);
-        if !section.end_stream || short || message::trailers(&self.list).is_err() {
+        if !section.end_stream || short || pair.connect || message::trailers(&self.list).is_err() {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = true;
