@@ -105,6 +105,8 @@ pub(super) struct Conn {
     /// Endpoint: since when it has had no stream.
     pub(super) idle_since: Option<Instant>,
     pub(super) flood: FloodGuard,
+    /// DATA went to the peer since its last PING.
+    pub(super) fed: bool,
     out: Vec<u8>,
     out_head: usize,
     /// Bytes the socket has taken since the beginning.
@@ -150,6 +152,7 @@ impl Conn {
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
+            fed: false,
             out: Vec::new(),
             out_head: 0,
             flushed: 0,

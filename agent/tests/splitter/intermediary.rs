@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sluice_agent::splitter::Limits;
+use sluice_agent::splitter::{Floods, Limits};
 
 use crate::script::{Script, and, in_all_chunks};
 use crate::wire::*;
@@ -159,6 +159,43 @@ fn pings_of_a_client_are_answered_many_times_a_second_and_reach_nobody() {
         s.run();
         let pongs: Vec<Got> = (0..100_u64).map(|n| Got::Ping { ack: true, opaque: n.to_be_bytes() }).collect();
         assert_eq!((client.got(), server.got()), (pongs, vec![]));
+    });
+}
+
+/// grpc-go and grpc-java do so, on both sides, to size their windows: one PING for each DATA, as fast as the way allows.
+#[test]
+fn a_peer_that_measures_the_way_by_pings_is_no_flood() {
+    let floods = Floods { pings: 10, ..Limits::default().floods };
+    let mut s = Script::with(Limits { floods, ..Limits::default() }, 1);
+    let (mut client, mut server) = s.call();
+    s.send(&server, headers(1, MORE, OK));
+    assert_eq!(client.got(), [heard(1, MORE, OK)]);
+    for n in 0..1_000_u64 {
+        let opaque = n.to_be_bytes();
+        let pong = Got::Ping { ack: true, opaque };
+        s.send(&server, data(1, MORE, b"down"));
+        s.send(&client, ping(0, &opaque));
+        assert_eq!(client.got(), [bytes(1, MORE, b"down"), pong.clone()]);
+        s.send(&client, data(1, MORE, b"up"));
+        s.send(&server, ping(0, &opaque));
+        assert_eq!(server.got(), [bytes(1, MORE, b"up"), pong]);
+    }
+}
+
+/// gRPC servers do not encode the last space of `grpc-message: failed: `, and clients but for a few read it. RFC 9113 §8.2.1
+/// forbids it, and a reset in its place would take the status from the client.
+#[test]
+fn a_space_at_a_value_s_end_is_left_to_its_receiver() {
+    in_all_chunks(1, |mut s| {
+        let head = and(CALL, &[("x-a", " 1"), ("+x-b", "2\t")]);
+        let heard_head = and(CALL, &[("x-a", " 1"), ("x-b", "2\t")]);
+        let trailers: Fields<'_> = &[("grpc-status", "13"), ("grpc-message", "failed: ")];
+        let mut client = s.client();
+        s.send(&client, headers(1, END, &head));
+        let mut server = s.server();
+        assert_eq!(server.got(), [heard(1, END, &heard_head)]);
+        s.send(&server, [headers(1, MORE, OK), headers(1, END, trailers)].concat());
+        assert_eq!(client.got(), [heard(1, MORE, OK), heard(1, END, trailers)]);
     });
 }
 
