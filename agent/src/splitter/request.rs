@@ -358,8 +358,8 @@ impl Splitter {
         }
     }
 
-    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error:
-    /// one of these requests may be what it could not bear, and is not to cost the next connection too.
+    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error in
+    /// what it heard: one of these requests may be what it could not bear, and is not to cost the next connection too.
     pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32, reason: Reason) {
         let conn = &mut self.conns[c];
         let id = conn.id;
@@ -369,7 +369,8 @@ impl Splitter {
         self.leave_pool(c);
         self.conns[c].retired = true;
         for (_, key) in above {
-            if reason != Reason::NO_ERROR || !self.replay(now, key, Replay::Again) {
+            if !matches!(reason, Reason::NO_ERROR | Reason::ENHANCE_YOUR_CALM) || !self.replay(now, key, Replay::Again)
+            {
                 // It was not processed (RFC 9113 §8.7); the client may try again as it sees fit.
                 self.end_pair(now, key, Some(Reason::REFUSED_STREAM), None);
             }

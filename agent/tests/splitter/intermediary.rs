@@ -76,6 +76,28 @@ fn an_endpoint_that_ends_after_a_whole_response_is_no_error() {
     }
 }
 
+/// Servers say so after many resets, of whatever client: what they have not processed is not to blame, nor is it in doubt.
+#[test]
+fn an_endpoint_that_asks_for_calm_costs_no_request_that_it_has_not_processed() {
+    in_all_chunks(1, |mut s| {
+        let (mut client, mut old) = s.call();
+        s.send(&client, [headers(3, MORE, CALL), data(3, END, b"ask")].concat());
+        s.send(&old, goaway(1, ENHANCE_YOUR_CALM));
+        assert_eq!(old.got(), [heard(3, MORE, CALL), bytes(3, END, b"ask")]);
+        let mut new = s.server();
+        assert_eq!(new.got(), [heard(1, MORE, CALL), bytes(1, END, b"ask")]);
+        // What it may have processed is not sent twice.
+        drop(old);
+        s.send(&new, headers(1, END, OK));
+        let got = client.got();
+        let [Got::Headers { stream: 1, fields, .. }, Got::Reset { stream: 1, code: NO_ERROR }, answer] = &got[..]
+        else {
+            panic!("{got:?}")
+        };
+        assert_eq!((&fields[2].1, answer), (&"14".to_owned(), &heard(3, END, OK)));
+    });
+}
+
 #[test]
 fn ten_thousand_tiny_messages_wait_for_an_endpoint_that_stalls_and_all_arrive() {
     let mut s = Script::with(Limits::default(), 1);
