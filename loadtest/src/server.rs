@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -204,7 +205,8 @@ async fn serve_connection(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(options.max_concurrent_streams);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    // Buffered: bytes left unread in the kernel would turn the close after an invalid preface into a reset.
+    let mut connection = pin!(http.serve_connection(TokioIo::new(BufReader::new(stream)), service));
     let old_age = async {
         match options.max_connection_age {
             Some(age) => tokio::time::sleep(age).await,

@@ -141,3 +141,17 @@ async fn an_unreachable_target_is_an_error_that_names_it() {
     let error = format!("{:#}", run("test", &target, &load("")).await.unwrap_err());
     assert!(error.contains(&target) && error.contains("check the address") && error.contains("refused"), "{error}");
 }
+
+#[tokio::test]
+async fn plain_http_2_is_answered_with_a_body() {
+    let server = TestServer::start(ServerOptions { pod: "backend-1".into(), ..Default::default() }).await;
+    let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://server/").body(()).unwrap();
+    let response = client.send_request(request, true).unwrap().0.await.unwrap();
+    assert_eq!((response.status(), &response.headers()["x-sluice-pod"]), (http::StatusCode::OK, "backend-1"));
+    let mut body = response.into_body();
+    assert!(!body.data().await.unwrap().unwrap().is_empty());
+    assert!(body.data().await.is_none() && body.trailers().await.unwrap().is_none());
+}

@@ -77,7 +77,8 @@ pub(super) struct Conn {
     pub(super) preface_left: usize,
     /// The peer's first SETTINGS have come. No stream is opened towards an endpoint before.
     pub(super) settled: bool,
-    /// Endpoint: neither settled nor failed when the patience with its dial was over.
+    /// Endpoint: it keeps requests waiting. Neither settled nor failed when the patience with its dial was over, or settled
+    /// with leave to open no stream at all.
     pub(super) overdue: bool,
     /// A frame that has not come whole: at most one frame.
     pub(super) tail: Vec<u8>,
@@ -104,6 +105,8 @@ pub(super) struct Conn {
     /// Endpoint: since when it has had no stream.
     pub(super) idle_since: Option<Instant>,
     pub(super) flood: FloodGuard,
+    /// DATA went to the peer since its last PING.
+    pub(super) fed: bool,
     out: Vec<u8>,
     out_head: usize,
     /// Bytes the socket has taken since the beginning.
@@ -149,6 +152,7 @@ impl Conn {
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
+            fed: false,
             out: Vec::new(),
             out_head: 0,
             flushed: 0,

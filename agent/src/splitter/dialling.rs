@@ -20,7 +20,7 @@ pub(super) struct Ways {
     pub(super) reach: Rc<Reach>,
     /// Connections that take new streams, or will when their dials have succeeded, by endpoint.
     pub(super) pools: FxHashMap<*const EndpointLoad, Vec<ConnId>>,
-    /// How many connections are `overdue`.
+    /// How many connections are `overdue`: keep requests waiting.
     overdue: usize,
 }
 
@@ -94,6 +94,20 @@ impl Splitter {
         }
     }
 
+    /// The endpoint said how many streams it takes. None at all, for a while or for good (RFC 9113 §6.5.2): as with a dial
+    /// that is overdue, requests wait for it only where no endpoint is better.
+    pub(super) fn mind_stream_limit(&mut self, now: Instant, c: u32) {
+        let conn = &mut self.conns[c];
+        let takes_none = conn.peer.max_streams == 0 && !conn.retired;
+        if takes_none && !std::mem::replace(&mut conn.overdue, true) {
+            self.ways.overdue += 1;
+            self.move_waiting(now, c);
+        } else if !takes_none && conn.overdue {
+            self.dial_ended(c);
+            self.relieve(now);
+        }
+    }
+
     /// An endpoint became usable: nobody goes on waiting for one that is not.
     pub(super) fn relieve(&mut self, now: Instant) {
         if self.ways.overdue == 0 && self.ways.reach.is_clear() {
@@ -101,7 +115,7 @@ impl Splitter {
         }
         let hopeless = |conn: &&Conn| match &conn.role {
             Role::Endpoint(endpoint) => {
-                !conn.settled
+                (!conn.settled || conn.overdue)
                     && !conn.waiting.is_empty()
                     && self.ways.standing(&self.conns, endpoint, &[]) != Standing::Good
             }

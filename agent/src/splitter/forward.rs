@@ -59,6 +59,7 @@ impl Splitter {
         let last = n == waiting.len() && matches!(side.end, Ending::EndStream);
         side.send.take(n);
         conn.send.take(n);
+        conn.fed = true;
         side.send_ended = last;
         frame::write_data(conn.out(), side.id, &waiting[..n], last);
         if replayable {

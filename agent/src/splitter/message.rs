@@ -15,6 +15,8 @@ pub(super) struct Request {
     pub(super) grpc: bool,
     /// The method is HEAD.
     pub(super) head: bool,
+    /// The method is CONNECT.
+    pub(super) connect: bool,
     pub(super) content_length: Option<u64>,
 }
 
@@ -67,7 +69,7 @@ pub(super) fn request(fields: &HeaderList) -> Result<Request, Malformed> {
         None => Err(Malformed("no :method")),
         Some(true) if scheme || path || !authority => Err(Malformed("CONNECT takes :authority alone")),
         Some(false) if !scheme || !path => Err(Malformed("no :scheme or no :path")),
-        Some(_) => Ok(request),
+        Some(connect) => Ok(Request { connect, ..request }),
     }
 }
 

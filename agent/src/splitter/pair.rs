@@ -184,6 +184,8 @@ pub(super) struct Pair {
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
     pub(super) head: bool,
+    /// A CONNECT request; from the response's head on: a tunnel, which carries DATA alone (RFC 9113 §8.5).
+    pub(super) connect: bool,
     /// Endpoints that it was given to so far.
     pub(super) attempts: u32,
     /// The request's head, kept until the endpoint answers: it may have to go to another one.

@@ -354,6 +354,7 @@ impl Splitter {
             if first {
                 self.dial_succeeded(c);
             }
+            self.mind_stream_limit(now, c);
             self.admit(now, c);
             if first {
                 self.relieve(now);
@@ -374,7 +375,10 @@ impl Splitter {
             }
             return Ok(());
         }
-        conn.flood.count(now, Cheap::Ping, &self.limits.floods).map_err(calm)?;
+        // gRPC peers measure the way by a PING for every DATA that comes while none is out: thousands a second, and no flood.
+        if !std::mem::take(&mut conn.fed) {
+            conn.flood.count(now, Cheap::Ping, &self.limits.floods).map_err(calm)?;
+        }
         frame::write_ping(conn.out(), true, opaque);
         Ok(())
     }

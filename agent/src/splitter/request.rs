@@ -90,6 +90,7 @@ impl Splitter {
             phase: Phase::Waiting,
             grpc: request.grpc,
             head: request.head,
+            connect: request.connect,
             attempts: 0,
             request: fields,
             replay: Some(Vec::new()),
@@ -118,7 +119,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
         let short = side.expected.is_some_and(|expected| expected != side.body);
-        if !section.end_stream || short || message::trailers(&self.list).is_err() {
+        if !section.end_stream || short || pair.connect || message::trailers(&self.list).is_err() {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = true;
@@ -168,7 +169,8 @@ impl Splitter {
             if conn.can_open(&self.limits) {
                 return self.open(now, key, id.index);
             }
-            if !conn.is_full() {
+            // More connections to one that takes no stream at all would help as little.
+            if !conn.is_full() || conn.overdue {
                 soon = Some(id.index);
             }
         }
@@ -356,8 +358,8 @@ impl Splitter {
         }
     }
 
-    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error:
-    /// one of these requests may be what it could not bear, and is not to cost the next connection too.
+    /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error in
+    /// what it heard: one of these requests may be what it could not bear, and is not to cost the next connection too.
     pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32, reason: Reason) {
         let conn = &mut self.conns[c];
         let id = conn.id;
@@ -367,7 +369,8 @@ impl Splitter {
         self.leave_pool(c);
         self.conns[c].retired = true;
         for (_, key) in above {
-            if reason != Reason::NO_ERROR || !self.replay(now, key, Replay::Again) {
+            if !matches!(reason, Reason::NO_ERROR | Reason::ENHANCE_YOUR_CALM) || !self.replay(now, key, Replay::Again)
+            {
                 // It was not processed (RFC 9113 §8.7); the client may try again as it sees fit.
                 self.end_pair(now, key, Some(Reason::REFUSED_STREAM), None);
             }

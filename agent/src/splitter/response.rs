@@ -37,12 +37,12 @@ impl Splitter {
         if pair.phase == Phase::Answered {
             return self.response_trailers(now, c, key, section);
         }
-        let head_request = pair.head;
         let Ok(response) = message::response(&self.list) else {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         };
-        // 204 and 304 have no content, whatever content-length says (RFC 9110 §8.6).
-        let bodiless = head_request || matches!(response.status, 204 | 304);
+        pair.connect &= response.status < 300;
+        // 204 and 304 have no content, and a tunnel has no length, whatever content-length says (RFC 9110 §8.6, §9.3.6).
+        let bodiless = pair.head || pair.connect || matches!(response.status, 204 | 304);
         let expected = response.content_length.filter(|_| !bodiless);
         if section.end_stream && (response.is_interim() || expected.is_some_and(|length| length > 0)) {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
@@ -65,9 +65,10 @@ impl Splitter {
     }
 
     fn response_trailers(&mut self, now: Instant, c: u32, key: PairKey, section: Section) -> Result<(), Fatal> {
-        let side = self.side(key, Face::Endpoint);
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        let (tunnel, side) = (pair.connect, &pair.endpoint);
         let short = side.expected.is_some_and(|expected| expected != side.body);
-        if !section.end_stream || short || message::trailers(&self.list).is_err() {
+        if !section.end_stream || short || tunnel || message::trailers(&self.list).is_err() {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         self.side(key, Face::Endpoint).recv_ended = true;

@@ -283,7 +283,14 @@ impl Io {
                 Took::End | Took::Blocked => break,
                 Took::Failed(error) => {
                     tracing::debug!(%error, pod = &*pod.name, "a connection broke");
-                    return self.lose(pod, key);
+                    if link.phase != Phase::Open || link.ended || !splitter.wants_read(link.id) {
+                        return self.lose(pod, key);
+                    }
+                    // An endpoint may have answered in full before it closed: its last words are still to be read.
+                    conn.socket.only_read();
+                    let by = self.now + LINGER;
+                    self.set_alarm(key, Some(by));
+                    return self.read_on(pod, key);
                 }
             }
         }

@@ -130,6 +130,14 @@ impl Socket {
         }
     }
 
+    /// A write has failed: nothing more goes out. What the peer said before it broke is still to be read, and its end or
+    /// an error behind that.
+    pub(super) fn only_read(&mut self) {
+        self.writable = false;
+        self.readable = true;
+        self.ends = true;
+    }
+
     /// Ends our sending direction. A socket that is already broken says so at the next read.
     pub(super) fn end(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
@@ -176,6 +184,27 @@ pub(super) fn dial(home: &Home, netns: BorrowedFd<'_>, to: SocketAddr, purpose: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_peer_said_before_it_reset_the_connection_is_read_after_a_write_that_failed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = Socket::accepted(TcpStream::from_std(ours));
+        let (mut peer, _) = listener.accept().unwrap();
+        ours.writable = true;
+        assert!(matches!(ours.write(b"never read"), Took::Bytes(10)));
+        peer.write_all(b"last words").unwrap();
+        // With bytes unread, this is a reset.
+        drop(peer);
+        while !matches!(ours.write(b"more"), Took::Failed(_)) {}
+        ours.only_read();
+        let mut buffer = [0; 100];
+        assert!(ours.can_read() && !ours.can_write());
+        assert!(matches!(ours.read(&mut buffer), Took::Bytes(10)));
+        assert!(ours.can_read(), "its end is still to come");
+        assert!(matches!(ours.read(&mut buffer), Took::End | Took::Failed(_)));
+    }
 
     #[test]
     fn accepted_sockets_inherit_what_was_set_on_the_listener() {

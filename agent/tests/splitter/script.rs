@@ -162,6 +162,8 @@ pub struct Peer {
     seen: Vec<Got>,
     /// SETTINGS, their acknowledgements and WINDOW_UPDATE, in their order.
     pub noise: Vec<Got>,
+    /// The header block read last, as it was on the wire.
+    pub last_block: Vec<u8>,
     closed: bool,
     books: Books,
 }
@@ -193,6 +195,7 @@ impl Peer {
             block: None,
             seen: Vec::new(),
             noise: Vec::new(),
+            last_block: Vec::new(),
             closed: false,
             books: Books {
                 server,
@@ -304,6 +307,15 @@ impl Peer {
 
     fn read(&mut self, kind: u8, flags: u8, stream: u32, payload: Vec<u8>) {
         let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
+        // Undefined flags and the reserved bit stay unset (RFC 9113 §4.1); we neither pad nor speak of priority.
+        let defined = match kind {
+            wire::DATA => wire::END_STREAM,
+            wire::HEADERS => wire::END_STREAM | wire::END_HEADERS,
+            wire::CONTINUATION => wire::END_HEADERS,
+            wire::SETTINGS | wire::PING => wire::ACK,
+            _ => 0,
+        };
+        assert!(flags & !defined == 0 && stream >> 31 == 0, "flags {flags:#x} on frame {kind} of stream {stream:#x}");
         let inside = self.block.as_ref().map(|(stream, ..)| *stream);
         assert_eq!(inside.is_some(), kind == wire::CONTINUATION, "CONTINUATION and only CONTINUATION in a block");
         let end = flags & wire::END_STREAM != 0;
@@ -357,6 +369,7 @@ impl Peer {
             return;
         }
         let (stream, end, mut block) = self.block.take().unwrap();
+        self.last_block.clone_from(&block);
         let mut fields = Vec::new();
         self.decoder.decode(&mut block, &mut fields).expect("a header block that can be decoded");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

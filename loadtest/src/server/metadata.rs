@@ -2,12 +2,13 @@
 //! tonic's service at the HTTP level, because tonic offers handlers no trailers on success. Reads no message.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::HeaderName;
+use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -28,6 +29,10 @@ pub(super) async fn answer(
     link: Arc<Link>,
     mut request: Request<Incoming>,
 ) -> Result<Response<WithTrailers>, Infallible> {
+    let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
+        return Ok(not_grpc(&link, request.into_body()).await);
+    }
     let headers = echoed(request.headers(), |name| !name.starts_with("x-echo-trailer-"));
     let mut trailers = echoed(request.headers(), |name| name.starts_with("x-echo-trailer-"));
     trailers.insert(TRAILER, HeaderValue::from_static("end"));
@@ -47,6 +52,16 @@ pub(super) async fn answer(
         Some(trailers)
     };
     Ok(Response::from_parts(head, WithTrailers { body, trailers }))
+}
+
+/// Plain HTTP/2, as load generators and conformance suites speak it, is answered with a body when all of it has come.
+async fn not_grpc(link: &Link, mut body: Incoming) -> Response<WithTrailers> {
+    while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+    let body = tonic::body::Body::new("this server speaks gRPC\n".to_owned());
+    let mut response = Response::new(WithTrailers { body, trailers: None });
+    response.headers_mut().insert(POD, link.pod.clone());
+    response.headers_mut().insert(ENDPOINT, link.endpoint.clone());
+    response
 }
 
 /// The `x-echo-*` fields whose names pass, values untouched, duplicates in order.

@@ -460,7 +460,7 @@ mod tests {
             literal(0x40, "grpc-timeout", "1S"),
             literal(0x40, "Bad", "1"),
             vec![0xbf, 0xbe],
-            vec![0x0f, 0x30, 0x01, b' '], // grpc-timeout by index 63, value " "
+            vec![0x0f, 0x30, 0x01, b'\n'], // grpc-timeout by index 63, value "\n"
             literal(0x00, "te", "trailers"),
             literal(0x00, "content-type", "application/grpc"),
             vec![0x83],
