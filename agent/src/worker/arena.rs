@@ -86,6 +86,15 @@ impl<T> Arena<T> {
         self.iter().filter(|(_, value)| wanted(value)).map(|(key, _)| key).collect()
     }
 
+    /// As `keys`, of those that `wanted` may change.
+    pub(super) fn keys_mut(&mut self, mut wanted: impl FnMut(&mut T) -> bool) -> Vec<Key> {
+        let all = self.slots.iter_mut();
+        all.filter_map(|(index, (generation, value))| {
+            wanted(value).then_some(Key { index: index as u32, generation: *generation })
+        })
+        .collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }

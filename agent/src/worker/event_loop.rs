@@ -55,6 +55,8 @@ pub(super) struct Worker {
     pub(super) draining: Option<Draining>,
     /// That connections cannot be accepted was said once.
     pub(super) accept_warned: bool,
+    /// When `sweep` looked last.
+    pub(super) swept: Instant,
     pub(super) io: Io,
 }
 
@@ -157,6 +159,7 @@ impl Worker {
             by_cookie: FxHashMap::default(),
             draining: None,
             accept_warned: false,
+            swept: io.now,
             io,
         })
     }
@@ -183,6 +186,7 @@ impl Worker {
                 return;
             }
             self.fire_timers();
+            self.sweep();
             self.take_turns();
             while let Some(pod) = self.io.dirty.pop() {
                 self.flush(pod);

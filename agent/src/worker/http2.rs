@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::arena::Key;
 use super::event_loop::{Io, Kind, PodState, Worker};
-use super::socket::{Socket, Took, Use, dial};
+use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
 use crate::balance::{Change, ServiceLoad};
@@ -125,9 +125,16 @@ impl Worker {
         if connecting {
             self.io.dial_failed(pod, pod_key, key, &std::io::ErrorKind::TimedOut.into());
         } else {
-            self.io.lose(pod, key);
-            self.io.mark(pod, pod_key);
+            self.lose_link(key);
         }
+    }
+
+    /// The connection is broken.
+    pub(super) fn lose_link(&mut self, key: Key) {
+        let Some(pod_key) = self.io.conns.get(key).map(|conn| conn.pod) else { return };
+        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        self.io.lose(pod, key);
+        self.io.mark(pod, pod_key);
     }
 
     pub(super) fn pod_due(&mut self, key: Key) {
@@ -194,7 +201,7 @@ impl Io {
 
     fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
         let link = Link { id, phase: Phase::Connecting, ended: false };
-        let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), Use::Http2) {
+        let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), self.settings.gone_after) {
             Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
             Err(error) => {
                 tracing::debug!(%error, endpoint = %to, pod = &*pod.name, "an endpoint cannot be dialled");
