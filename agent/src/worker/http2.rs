@@ -53,7 +53,6 @@ impl Worker {
         }
         conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false });
         let pod_key = conn.pod;
-        io.close_former(pod, id);
         remember(pod, id, key);
         io.mark(pod, pod_key);
         io.set_alarm(key, None);
@@ -244,17 +243,6 @@ impl Io {
             splitter.handle_closed(self.now, link.id);
             // What the peer has not read of us is lost anyway.
             conn.socket.reset();
-        }
-    }
-
-    /// The splitter gives a number anew once it is done with its connection: also before the effect that says so has been
-    /// carried out, which would not find the socket any more.
-    fn close_former(&mut self, pod: &mut PodState, id: ConnId) {
-        let Some(key) = pod.by_conn.get(id.index()).copied().flatten() else { return };
-        let Some(Kind::Http2(link)) = self.conns.get(key).map(|conn| &conn.kind) else { return };
-        // In the other phases it has been carried out.
-        if link.id.index() == id.index() && matches!(link.phase, Phase::Connecting | Phase::Open) {
-            self.close_link(pod, link.id);
         }
     }
 
