@@ -16,6 +16,7 @@ mod report;
 mod services;
 mod socket;
 mod timers;
+mod turns;
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;

@@ -14,6 +14,13 @@ pub(super) struct Key {
     generation: u32,
 }
 
+impl Key {
+    /// Dense, and reused by later entries.
+    pub(super) fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 /// Which socket a token stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {

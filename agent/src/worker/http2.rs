@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::arena::Key;
-use super::event_loop::{Io, Kind, PodState, Worker};
+use super::event_loop::{Io, Kind, PodState, TURN, VISIT, Worker};
 use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
@@ -18,6 +18,9 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
 /// destroys our last words.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// So many bytes written cost as much as one read, which is cut into frames too.
+const WRITTEN: usize = 16;
 
 /// A connection that the pod's splitter knows.
 pub(super) struct Link {
@@ -54,7 +57,7 @@ impl Worker {
         conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false });
         let pod_key = conn.pod;
         remember(pod, id, key);
-        io.mark(pod, pod_key);
+        io.turns.wake(pod_key);
         io.set_alarm(key, None);
         // What has not been read yet gave its edge before.
         io.enqueue(key);
@@ -112,7 +115,7 @@ impl Worker {
             pod.to_write.push_back(key);
             io.read_on(pod, key);
         }
-        io.mark(pod, pod_key);
+        io.turns.wake(pod_key);
     }
 
     /// A dial, or a close, took too long.
@@ -133,7 +136,7 @@ impl Worker {
         let Some(pod_key) = self.io.conns.get(key).map(|conn| conn.pod) else { return };
         let Some(pod) = self.pods.get_mut(pod_key) else { return };
         self.io.lose(pod, key);
-        self.io.mark(pod, pod_key);
+        self.io.turns.wake(pod_key);
     }
 
     pub(super) fn pod_due(&mut self, key: Key) {
@@ -141,15 +144,16 @@ impl Worker {
         if let Some(splitter) = &mut pod.splitter {
             splitter.handle_deadline(self.io.now);
         }
-        self.io.mark(pod, key);
+        self.io.turns.wake(key);
     }
 
     /// Carries out all effects and writes all output of one pod. Writing makes credit, and credit makes output and
-    /// effects: all of it is gone when this returns, except for what sockets do not take.
+    /// effects: all of it is gone when this returns, except for what sockets do not take, and for what is beyond the
+    /// pod's share: its next visit goes on with that.
     pub(super) fn flush(&mut self, pod_key: Key) {
         let io = &mut self.io;
         let Some(pod) = self.pods.get_mut(pod_key) else { return };
-        pod.dirty = false;
+        let until = io.spent + VISIT;
         loop {
             while let Some(effect) = pod.splitter.as_mut().and_then(Splitter::poll_effect) {
                 match effect {
@@ -160,6 +164,10 @@ impl Worker {
             }
             let Some(key) = pod.to_write.pop_front() else { break };
             io.write_link(pod, key);
+            if io.spent >= until {
+                io.turns.wake(pod_key);
+                break;
+            }
         }
         let deadline = pod.splitter.as_ref().and_then(Splitter::next_deadline).map(|(at, _)| at);
         io.timers.set(&mut pod.alarm, Timer::Pod(pod_key), deadline);
@@ -226,7 +234,7 @@ impl Io {
         tracing::debug!(%error, pod = &*pod.name, "an endpoint cannot be reached");
         pod.dials_failed += 1;
         self.lose(pod, key);
-        self.mark(pod, pod_key);
+        self.turns.wake(pod_key);
     }
 
     /// The connection is gone; the splitter hears of it unless it has forgotten it before.
@@ -274,7 +282,10 @@ impl Io {
                 break;
             }
             match conn.socket.write(output) {
-                Took::Bytes(n) => splitter.consumed(self.now, link.id, n),
+                Took::Bytes(n) => {
+                    self.spent += TURN + n / WRITTEN;
+                    splitter.consumed(self.now, link.id, n);
+                }
                 Took::End | Took::Blocked => break,
                 Took::Failed(error) => {
                     tracing::debug!(%error, pod = &*pod.name, "a connection broke");
