@@ -119,7 +119,16 @@ pub(super) struct Conn {
 pub(super) type WakeList = Rc<RefCell<Vec<ConnId>>>;
 
 impl Conn {
-    pub(super) fn new(id: ConnId, role: Role, now: Instant, limits: &Limits, seed: u64, wake: WakeList) -> Self {
+    /// `window`: what its peer may send ahead.
+    pub(super) fn new(
+        id: ConnId,
+        role: Role,
+        now: Instant,
+        limits: &Limits,
+        window: u32,
+        seed: u64,
+        wake: WakeList,
+    ) -> Self {
         let client = matches!(role, Role::Client(_));
         let mut conn = Self {
             id,
@@ -140,7 +149,7 @@ impl Conn {
                 max_list: usize::MAX,
             },
             send: SendWindow::new(DEFAULT_WINDOW),
-            recv: RecvWindow::new(limits.connection_window, DEFAULT_WINDOW),
+            recv: RecvWindow::new(window, DEFAULT_WINDOW),
             streams: FxHashMap::default(),
             blocked: VecDeque::new(),
             stream_mark: if client { 0 } else { 1 },

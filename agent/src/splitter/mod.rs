@@ -34,9 +34,12 @@ use dialling::Ways;
 use hpack::HeaderList;
 use pair::Pairs;
 
+use frame::DEFAULT_WINDOW;
 pub use frame::{PREFACE, Reason};
 pub use limits::{Floods, Limits};
 
+/// So many connections of a kind get a whole connection window; with more of them each gets a smaller one.
+const WHOLE_WINDOWS: u64 = 4;
 /// What the PING between the two GOAWAYs of a graceful end carries.
 const DRAIN_PING: &[u8; 8] = b"sluice\0\0";
 
@@ -322,7 +325,20 @@ impl Splitter {
 
     fn new_conn(&mut self, now: Instant, role: Role) -> ConnId {
         let (limits, seed, wake) = (Rc::clone(&self.limits), self.hash_seed, Rc::clone(&self.wake));
-        self.conns.insert(|id| Conn::new(id, role, now, &limits, seed, wake))
+        let window = self.connection_window(&role);
+        self.conns.insert(|id| Conn::new(id, role, now, &limits, window, seed, wake))
+    }
+
+    /// What a new connection may send ahead. The more of its kind there are, the less: what is granted cannot be taken
+    /// back, and all of them together must not come to much more than the pod's budget.
+    fn connection_window(&self, role: &Role) -> u32 {
+        let endpoints: usize = self.ways.pools.values().map(Vec::len).sum();
+        let others = match role {
+            Role::Client(_) => self.conns.len().saturating_sub(endpoints),
+            Role::Endpoint(_) => endpoints,
+        };
+        let whole = self.limits.connection_window;
+        (u64::from(whole) * WHOLE_WINDOWS / (others as u64 + 1)).clamp(DEFAULT_WINDOW.into(), whole.into()) as u32
     }
 
     fn arm(&mut self, at: Instant, conn: ConnId, reason: DeadlineReason) {
