@@ -10,11 +10,13 @@ mod arena;
 mod control;
 mod event_loop;
 mod http2;
+mod life;
 mod relay;
 mod report;
 mod services;
 mod socket;
 mod timers;
+mod turns;
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -83,6 +85,9 @@ pub struct Settings {
     pub patience: Patience,
     /// A dial that has not arrived by then has failed.
     pub dial_timeout: Duration,
+    /// A peer that leaves everything unanswered for so long is gone; one that only does not read is not. A connection on
+    /// which nothing is under way is probed after twice this time, and broken after twice as much again.
+    pub gone_after: Duration,
 }
 
 impl Default for Settings {
@@ -92,6 +97,7 @@ impl Default for Settings {
             seed: fastrand::u64(..),
             patience: Patience::default(),
             dial_timeout: Duration::from_secs(5),
+            gone_after: Duration::from_secs(30),
         }
     }
 }

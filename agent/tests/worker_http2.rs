@@ -400,7 +400,7 @@ async fn the_heartbeat_goes_on_while_calls_come_without_end() {
     assert!(report(&world).await.splitter.streams > 0);
 }
 
-/// The splitter gives a connection's number to the next one at once, while the worker still has the socket.
+/// Its number goes to the next one, and must not do so while the worker still has the socket.
 #[test]
 fn a_connection_that_ends_just_before_another_is_accepted_is_closed() {
     let world = World::with(Patience { silence: HANG, partial: HANG });

@@ -34,7 +34,7 @@ pub(super) enum State {
     /// The owner is dialling.
     Dialing,
     Open,
-    /// Nothing more is read or opened; forgotten when the output is out.
+    /// Nothing more is read or opened; forgotten when the owner knows and the output is out.
     Closing,
 }
 
@@ -111,6 +111,8 @@ pub(super) struct Conn {
     out_head: usize,
     /// Bytes the socket has taken since the beginning.
     pub(super) flushed: u64,
+    /// The owner has taken `Effect::Close`.
+    pub(super) close_taken: bool,
     /// Named in `wake` since the output was last empty.
     announced: bool,
     wake: WakeList,
@@ -120,7 +122,16 @@ pub(super) struct Conn {
 pub(super) type WakeList = Rc<RefCell<Vec<ConnId>>>;
 
 impl Conn {
-    pub(super) fn new(id: ConnId, role: Role, now: Instant, limits: &Limits, seed: u64, wake: WakeList) -> Self {
+    /// `window`: what its peer may send ahead.
+    pub(super) fn new(
+        id: ConnId,
+        role: Role,
+        now: Instant,
+        limits: &Limits,
+        window: u32,
+        seed: u64,
+        wake: WakeList,
+    ) -> Self {
         let client = matches!(role, Role::Client(_));
         let mut conn = Self {
             id,
@@ -141,7 +152,7 @@ impl Conn {
                 max_list: usize::MAX,
             },
             send: SendWindow::new(DEFAULT_WINDOW),
-            recv: RecvWindow::new(limits.connection_window, DEFAULT_WINDOW),
+            recv: RecvWindow::new(window, DEFAULT_WINDOW),
             streams: FxHashMap::default(),
             blocked: VecDeque::new(),
             stream_mark: if client { 0 } else { 1 },
@@ -156,6 +167,7 @@ impl Conn {
             out: Vec::new(),
             out_head: 0,
             flushed: 0,
+            close_taken: false,
             announced: false,
             wake,
         };
@@ -235,6 +247,12 @@ impl Conn {
             self.out.drain(..self.out_head);
             self.out_head = 0;
         }
+    }
+
+    /// Nobody will read it.
+    pub(super) fn discard_output(&mut self) {
+        self.out = Vec::new();
+        self.out_head = 0;
     }
 
     /// Endpoint: whether a stream may be opened on it now.
@@ -365,6 +383,15 @@ impl Conns {
         if *generation == id.generation && slot.take().is_some() {
             *generation = generation.wrapping_add(1);
             self.free.push(id.index);
+        }
+    }
+
+    /// Forgets a connection that is closed for its owner too. Not before: the owner would take the next one in the same
+    /// slot for it.
+    pub(super) fn remove_if_done(&mut self, id: ConnId) {
+        let done = |c| self[c].state == State::Closing && self[c].close_taken && self[c].backlog() == 0;
+        if self.slot(id).is_some_and(done) {
+            self.remove(id);
         }
     }
 

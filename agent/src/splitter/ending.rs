@@ -67,12 +67,11 @@ impl Splitter {
         debug_assert!(conn.streams.is_empty() && conn.waiting.is_empty(), "closed with streams on it");
         self.leave_pool(c);
         let conn = &mut self.conns[c];
-        let silent = conn.state == State::Dialing || conn.backlog() == 0;
+        if conn.state == State::Dialing {
+            conn.discard_output();
+        }
         conn.state = State::Closing;
         self.effects.push_back(Effect::Close(id));
-        if silent {
-            self.conns.remove(id);
-        }
         if client {
             self.close_endpoints_if_drained(now);
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Splitter;
 use super::frame::{self, Reason};
+use super::message::Status;
 use super::pair::{Ending, Face, PairKey, Phase, Side};
 use super::receive::Fatal;
 
@@ -40,6 +41,13 @@ impl Splitter {
         let Some(pair) = self.pairs.get(key) else { return };
         pair.side(to).pending.extend_from_slice(rest);
         self.push(now, key, to);
+    }
+
+    /// The pod holds far more than it may. If this stream adds to that, it ends; one whose bytes go on does not.
+    pub(super) fn shed(&mut self, now: Instant, key: PairKey, to: Face) {
+        if self.pairs.get(key).is_some_and(|pair| !pair.side(to).pending().is_empty()) {
+            self.fail(now, key, Status::ResourceExhausted, "too many bytes of this pod wait for their receivers");
+        }
     }
 
     /// One DATA frame of the head of `waiting`, as much as windows and frame size allow; with END_STREAM if it is the

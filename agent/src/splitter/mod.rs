@@ -34,9 +34,12 @@ use dialling::Ways;
 use hpack::HeaderList;
 use pair::Pairs;
 
+use frame::DEFAULT_WINDOW;
 pub use frame::{PREFACE, Reason};
 pub use limits::{Floods, Limits};
 
+/// So many connections of a kind get a whole connection window; with more of them each gets a smaller one.
+const WHOLE_WINDOWS: u64 = 4;
 /// What the PING between the two GOAWAYs of a graceful end carries.
 const DRAIN_PING: &[u8; 8] = b"sluice\0\0";
 
@@ -48,7 +51,8 @@ pub struct ConnId {
 }
 
 impl ConnId {
-    /// Dense and reused: for the owner's own table of sockets. Valid until [`Effect::Close`] of this connection.
+    /// Dense and reused: for the owner's own table of sockets. No other connection gets it before [`Effect::Close`] of
+    /// this one was taken, or `handle_closed` said that it is gone.
     pub fn index(self) -> usize {
         self.index as usize
     }
@@ -62,7 +66,7 @@ pub enum Effect {
     /// The connection has output that it did not have before. Named once until the output was empty again.
     Write(ConnId),
     /// Write what `output` still holds, then shut down and forget the connection; the splitter forgets it when the
-    /// output is consumed, or at once where there is none. Sent once per connection, except for those that ended by
+    /// output is consumed, or now where there is none. Sent once per connection, except for those that ended by
     /// `handle_closed`, which are forgotten at once and get no effect.
     Close(ConnId),
 }
@@ -182,12 +186,13 @@ impl Splitter {
 
     /// The peer closed its sending direction: HTTP/2 has no use for the other one.
     pub fn handle_eof(&mut self, now: Instant, conn: ConnId) {
-        if let Some(c) = self.conns.slot(conn) {
-            if self.conns[c].state != State::Closing {
-                self.effects.push_back(Effect::Close(conn));
-            }
-            self.lose_conn(now, c);
+        let Some(c) = self.conns.slot(conn) else { return };
+        if self.conns[c].state != State::Closing {
+            self.abandon(now, c, self.conns[c].flushed);
+            self.begin_close(now, c);
         }
+        self.conns[c].discard_output();
+        self.conns.remove_if_done(conn);
     }
 
     /// The dial failed, or the socket failed, reset, or broke in both directions: the connection is gone.
@@ -266,10 +271,7 @@ impl Splitter {
         let written = &mut self.conns[c];
         written.consume(n);
         if written.state == State::Closing {
-            if written.backlog() == 0 {
-                self.conns.remove(conn);
-            }
-            return;
+            return self.conns.remove_if_done(conn);
         }
         if written.backlog() < self.limits.output_high {
             if !written.waiting.is_empty() {
@@ -291,6 +293,12 @@ impl Splitter {
     /// The next thing to do, `None` when all is done.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         if let Some(effect) = self.effects.pop_front() {
+            if let Effect::Close(id) = effect
+                && let Some(c) = self.conns.slot(id)
+            {
+                self.conns[c].close_taken = true;
+                self.conns.remove_if_done(id);
+            }
             return Some(effect);
         }
         loop {
@@ -317,7 +325,20 @@ impl Splitter {
 
     fn new_conn(&mut self, now: Instant, role: Role) -> ConnId {
         let (limits, seed, wake) = (Rc::clone(&self.limits), self.hash_seed, Rc::clone(&self.wake));
-        self.conns.insert(|id| Conn::new(id, role, now, &limits, seed, wake))
+        let window = self.connection_window(&role);
+        self.conns.insert(|id| Conn::new(id, role, now, &limits, window, seed, wake))
+    }
+
+    /// What a new connection may send ahead. The more of its kind there are, the less: what is granted cannot be taken
+    /// back, and all of them together must not come to much more than the pod's budget.
+    fn connection_window(&self, role: &Role) -> u32 {
+        let endpoints: usize = self.ways.pools.values().map(Vec::len).sum();
+        let others = match role {
+            Role::Client(_) => self.conns.len().saturating_sub(endpoints),
+            Role::Endpoint(_) => endpoints,
+        };
+        let whole = self.limits.connection_window;
+        (u64::from(whole) * WHOLE_WINDOWS / (others as u64 + 1)).clamp(DEFAULT_WINDOW.into(), whole.into()) as u32
     }
 
     fn arm(&mut self, at: Instant, conn: ConnId, reason: DeadlineReason) {

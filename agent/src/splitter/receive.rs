@@ -10,6 +10,10 @@ use super::hpack::ListLimits;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
+/// A pod may hold so much beyond its budget: its connections' windows were granted before. Hundreds of connections that
+/// all use theirs up come to more, and lose the streams that wait.
+const OVERDRAFT: usize = 8 * 1024 * 1024;
+
 /// A connection error: what GOAWAY is to say.
 pub(super) struct Fatal(pub(super) Reason, pub(super) &'static str);
 
@@ -238,6 +242,9 @@ impl Splitter {
         }
         side.recv_ended = end_stream;
         self.forward(now, key, face.other(), body, end_stream);
+        if self.held > self.limits.pod_budget + OVERDRAFT {
+            self.shed(now, key, face.other());
+        }
         if end_stream {
             self.free_endpoint(now, key);
         }

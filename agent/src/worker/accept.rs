@@ -35,7 +35,7 @@ impl Worker {
     /// Serves a listener that was made in the pod's namespace.
     pub(super) fn listen(&mut self, pod: Key, listener: std::net::TcpListener) -> std::io::Result<()> {
         listener.set_nonblocking(true)?;
-        set_options(&SockRef::from(&listener))?;
+        set_options(&SockRef::from(&listener), self.io.settings.gone_after)?;
         let listener = TcpListener::from_std(listener);
         let io = &mut self.io;
         let key =

@@ -14,6 +14,13 @@ pub(super) struct Key {
     generation: u32,
 }
 
+impl Key {
+    /// Dense, and reused by later entries.
+    pub(super) fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 /// Which socket a token stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -84,6 +91,15 @@ impl<T> Arena<T> {
     /// The keys of all entries for which `wanted` holds, to be worked on while the arena changes.
     pub(super) fn keys(&self, mut wanted: impl FnMut(&T) -> bool) -> Vec<Key> {
         self.iter().filter(|(_, value)| wanted(value)).map(|(key, _)| key).collect()
+    }
+
+    /// As `keys`, of those that `wanted` may change.
+    pub(super) fn keys_mut(&mut self, mut wanted: impl FnMut(&mut T) -> bool) -> Vec<Key> {
+        let all = self.slots.iter_mut();
+        all.filter_map(|(index, (generation, value))| {
+            wanted(value).then_some(Key { index: index as u32, generation: *generation })
+        })
+        .collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {

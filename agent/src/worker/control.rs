@@ -105,11 +105,10 @@ impl Worker {
 
     fn each_splitter(&mut self, mut work: impl FnMut(&mut Splitter)) {
         for key in self.pods.keys(|pod| pod.splitter.is_some()) {
-            let Some(pod) = self.pods.get_mut(key) else { continue };
-            if let Some(splitter) = &mut pod.splitter {
+            if let Some(splitter) = self.pods.get_mut(key).and_then(|pod| pod.splitter.as_mut()) {
                 work(splitter);
             }
-            self.io.mark(pod, key);
+            self.io.turns.wake(key);
         }
     }
 
@@ -222,7 +221,6 @@ impl PodState {
             splitter: None,
             by_conn: Vec::new(),
             to_write: Default::default(),
-            dirty: false,
             alarm: Alarm::default(),
             accepted: 0,
             without_flow: 0,

@@ -1,5 +1,6 @@
-//! The loop: wait, note what became ready, carry out commands, fire timers, give each ready connection a turn, then
-//! flush every pod's output once. Each iteration is bounded, so that the heartbeat goes on under any load.
+//! The loop: wait, note what became ready, carry out commands, fire timers, then visit the pods that have something to
+//! do: a turn for each ready connection, and one flush. Iteration, visit and turn are bounded: the heartbeat goes on
+//! under any load, and a busy pod keeps the others waiting for one visit at most.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -19,6 +20,7 @@ use super::relay::Pair;
 use super::services::Services;
 use super::socket::Socket;
 use super::timers::{Alarm, Timer, Timers};
+use super::turns::{Ready, Turns};
 use super::{Command, Flows, Heartbeat, Settings, WAKE};
 use crate::addr::NetnsCookie;
 use crate::balance::Reach;
@@ -31,10 +33,12 @@ const BEAT: Duration = Duration::from_millis(100);
 const EVENTS: usize = 1024;
 /// Most bytes read in one call, and thereby in one connection's turn.
 const BUFFER: usize = 128 * 1024;
-/// An iteration ends its round of turns when the turns have cost this much (bytes read, plus `TURN` each): small frames
-/// cost up to 20 ns a byte, so this is about 20 ms.
+/// An iteration ends when its turns have cost this much (bytes read, plus `TURN` each): small frames cost up to 20 ns a
+/// byte, so this is about 20 ms.
 const ROUND: usize = 1024 * 1024;
-/// What a turn costs besides its bytes, in the same measure.
+/// What a pod may use in one visit before the next pod's, and again to write its output: about 2.5 ms each.
+pub(super) const VISIT: usize = 128 * 1024;
+/// What a turn or a write costs besides its bytes, in the same measure.
 pub(super) const TURN: usize = 512;
 /// Most timers fired in one iteration.
 const TIMERS: usize = 1024;
@@ -55,6 +59,8 @@ pub(super) struct Worker {
     pub(super) draining: Option<Draining>,
     /// That connections cannot be accepted was said once.
     pub(super) accept_warned: bool,
+    /// When `sweep` looked last.
+    pub(super) swept: Instant,
     pub(super) io: Io,
 }
 
@@ -78,19 +84,11 @@ pub(super) struct Io {
     pub(super) rng: fastrand::Rng,
     pub(super) listeners: Arena<Listener>,
     pub(super) conns: Arena<Conn>,
-    pub(super) ready: VecDeque<Ready>,
+    pub(super) turns: Turns,
     pub(super) timers: Timers,
     pub(super) buffer: Box<[u8]>,
-    /// What this round's turns have cost.
+    /// What this iteration's turns have cost.
     pub(super) spent: usize,
-    /// Pods whose splitter has heard something since it was last flushed.
-    dirty: Vec<Key>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Ready {
-    Listener(Key),
-    Conn(Key),
 }
 
 pub(super) struct PodState {
@@ -104,7 +102,6 @@ pub(super) struct PodState {
     /// By `ConnId::index`. An entry may be out of date: the connection's own id tells.
     pub(super) by_conn: Vec<Option<Key>>,
     pub(super) to_write: VecDeque<Key>,
-    pub(super) dirty: bool,
     pub(super) alarm: Alarm,
     pub(super) accepted: u64,
     pub(super) without_flow: u64,
@@ -114,7 +111,7 @@ pub(super) struct PodState {
 
 pub(super) struct Conn {
     pub(super) pod: Key,
-    /// Already in `Io::ready`.
+    /// Already in `Io::turns`.
     pub(super) queued: bool,
     pub(super) alarm: Alarm,
     pub(super) socket: Socket,
@@ -136,11 +133,10 @@ impl Worker {
             rng: fastrand::Rng::with_seed(settings.seed),
             listeners: Arena::new(),
             conns: Arena::new(),
-            ready: VecDeque::new(),
+            turns: Turns::default(),
             timers: Timers::default(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             spent: 0,
-            dirty: Vec::new(),
             settings,
         };
         Ok(Self {
@@ -157,6 +153,7 @@ impl Worker {
             by_cookie: FxHashMap::default(),
             draining: None,
             accept_warned: false,
+            swept: io.now,
             io,
         })
     }
@@ -183,10 +180,8 @@ impl Worker {
                 return;
             }
             self.fire_timers();
-            self.take_turns();
-            while let Some(pod) = self.io.dirty.pop() {
-                self.flush(pod);
-            }
+            self.sweep();
+            self.visit_pods();
             self.drain_on();
         }
     }
@@ -203,7 +198,7 @@ impl Worker {
     }
 
     fn timeout(&self) -> Duration {
-        if self.more_commands || !self.io.ready.is_empty() {
+        if self.more_commands || self.io.turns.pods() > 0 {
             return Duration::ZERO;
         }
         let beat = self.last_beat.map(|last| last + BEAT);
@@ -242,15 +237,27 @@ impl Worker {
         }
     }
 
-    /// One turn for each that is ready now; those that have more go to the back.
-    fn take_turns(&mut self) {
+    /// One visit for each pod that has something to do; those that have more go to the back.
+    fn visit_pods(&mut self) {
         self.io.spent = 0;
-        for _ in 0..self.io.ready.len() {
+        for _ in 0..self.io.turns.pods() {
             if self.io.spent >= ROUND {
                 return;
             }
+            let Some(pod) = self.io.turns.next_pod() else { return };
+            self.visit(pod);
+        }
+    }
+
+    /// One turn for each of the pod's sockets that is ready now, as far as its share goes, and a flush.
+    fn visit(&mut self, pod: Key) {
+        let until = self.io.spent + VISIT;
+        for _ in 0..self.io.turns.sockets(pod) {
+            if self.io.spent >= until {
+                break;
+            }
             self.io.spent += TURN;
-            match self.io.ready.pop_front() {
+            match self.io.turns.next_socket(pod) {
                 Some(Ready::Listener(key)) => self.accept_turn(key),
                 Some(Ready::Conn(key)) => {
                     let Some(conn) = self.io.conns.get_mut(key) else { continue };
@@ -260,8 +267,12 @@ impl Worker {
                         Kind::Relay(_) => self.relay_turn(key),
                     }
                 }
-                None => return,
+                None => break,
             }
+        }
+        self.flush(pod);
+        if self.io.turns.sockets(pod) > 0 {
+            self.io.turns.wake(pod);
         }
     }
 }
@@ -300,7 +311,7 @@ impl Io {
             && !conn.queued
         {
             conn.queued = true;
-            self.ready.push_back(Ready::Conn(key));
+            self.turns.push(conn.pod, Ready::Conn(key));
         }
     }
 
@@ -309,15 +320,7 @@ impl Io {
             && !listener.queued
         {
             listener.queued = true;
-            self.ready.push_back(Ready::Listener(key));
-        }
-    }
-
-    /// The pod's splitter has heard something: it is flushed at the end of this iteration.
-    pub(super) fn mark(&mut self, pod: &mut PodState, key: Key) {
-        if !pod.dirty {
-            pod.dirty = true;
-            self.dirty.push(key);
+            self.turns.push(listener.pod, Ready::Listener(key));
         }
     }
 

@@ -5,8 +5,8 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::arena::Key;
-use super::event_loop::{Io, Kind, PodState, Worker};
-use super::socket::{Socket, Took, Use, dial};
+use super::event_loop::{Io, Kind, PodState, TURN, VISIT, Worker};
+use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
 use crate::balance::{Change, ServiceLoad};
@@ -18,6 +18,9 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
 /// destroys our last words.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// So many bytes written cost as much as one read, which is cut into frames too.
+const WRITTEN: usize = 16;
 
 /// A connection that the pod's splitter knows.
 pub(super) struct Link {
@@ -53,9 +56,8 @@ impl Worker {
         }
         conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false });
         let pod_key = conn.pod;
-        io.close_former(pod, id);
         remember(pod, id, key);
-        io.mark(pod, pod_key);
+        io.turns.wake(pod_key);
         io.set_alarm(key, None);
         // What has not been read yet gave its edge before.
         io.enqueue(key);
@@ -113,7 +115,7 @@ impl Worker {
             pod.to_write.push_back(key);
             io.read_on(pod, key);
         }
-        io.mark(pod, pod_key);
+        io.turns.wake(pod_key);
     }
 
     /// A dial, or a close, took too long.
@@ -125,9 +127,16 @@ impl Worker {
         if connecting {
             self.io.dial_failed(pod, pod_key, key, &std::io::ErrorKind::TimedOut.into());
         } else {
-            self.io.lose(pod, key);
-            self.io.mark(pod, pod_key);
+            self.lose_link(key);
         }
+    }
+
+    /// The connection is broken.
+    pub(super) fn lose_link(&mut self, key: Key) {
+        let Some(pod_key) = self.io.conns.get(key).map(|conn| conn.pod) else { return };
+        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        self.io.lose(pod, key);
+        self.io.turns.wake(pod_key);
     }
 
     pub(super) fn pod_due(&mut self, key: Key) {
@@ -135,15 +144,16 @@ impl Worker {
         if let Some(splitter) = &mut pod.splitter {
             splitter.handle_deadline(self.io.now);
         }
-        self.io.mark(pod, key);
+        self.io.turns.wake(key);
     }
 
     /// Carries out all effects and writes all output of one pod. Writing makes credit, and credit makes output and
-    /// effects: all of it is gone when this returns, except for what sockets do not take.
+    /// effects: all of it is gone when this returns, except for what sockets do not take, and for what is beyond the
+    /// pod's share: its next visit goes on with that.
     pub(super) fn flush(&mut self, pod_key: Key) {
         let io = &mut self.io;
         let Some(pod) = self.pods.get_mut(pod_key) else { return };
-        pod.dirty = false;
+        let until = io.spent + VISIT;
         loop {
             while let Some(effect) = pod.splitter.as_mut().and_then(Splitter::poll_effect) {
                 match effect {
@@ -154,6 +164,10 @@ impl Worker {
             }
             let Some(key) = pod.to_write.pop_front() else { break };
             io.write_link(pod, key);
+            if io.spent >= until {
+                io.turns.wake(pod_key);
+                break;
+            }
         }
         let deadline = pod.splitter.as_ref().and_then(Splitter::next_deadline).map(|(at, _)| at);
         io.timers.set(&mut pod.alarm, Timer::Pod(pod_key), deadline);
@@ -194,7 +208,7 @@ impl Io {
 
     fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
         let link = Link { id, phase: Phase::Connecting, ended: false };
-        let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), Use::Http2) {
+        let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), self.settings.gone_after) {
             Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
             Err(error) => {
                 tracing::debug!(%error, endpoint = %to, pod = &*pod.name, "an endpoint cannot be dialled");
@@ -220,7 +234,7 @@ impl Io {
         tracing::debug!(%error, pod = &*pod.name, "an endpoint cannot be reached");
         pod.dials_failed += 1;
         self.lose(pod, key);
-        self.mark(pod, pod_key);
+        self.turns.wake(pod_key);
     }
 
     /// The connection is gone; the splitter hears of it unless it has forgotten it before.
@@ -237,17 +251,6 @@ impl Io {
             splitter.handle_closed(self.now, link.id);
             // What the peer has not read of us is lost anyway.
             conn.socket.reset();
-        }
-    }
-
-    /// The splitter gives a number anew once it is done with its connection: also before the effect that says so has been
-    /// carried out, which would not find the socket any more.
-    fn close_former(&mut self, pod: &mut PodState, id: ConnId) {
-        let Some(key) = pod.by_conn.get(id.index()).copied().flatten() else { return };
-        let Some(Kind::Http2(link)) = self.conns.get(key).map(|conn| &conn.kind) else { return };
-        // In the other phases it has been carried out.
-        if link.id.index() == id.index() && matches!(link.phase, Phase::Connecting | Phase::Open) {
-            self.close_link(pod, link.id);
         }
     }
 
@@ -279,7 +282,10 @@ impl Io {
                 break;
             }
             match conn.socket.write(output) {
-                Took::Bytes(n) => splitter.consumed(self.now, link.id, n),
+                Took::Bytes(n) => {
+                    self.spent += TURN + n / WRITTEN;
+                    splitter.consumed(self.now, link.id, n);
+                }
                 Took::End | Took::Blocked => break,
                 Took::Failed(error) => {
                     tracing::debug!(%error, pod = &*pod.name, "a connection broke");

@@ -5,13 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::event::Event;
 
 use super::arena::{Key, Role};
 use super::event_loop::{Kind, Worker};
-use super::socket::{Socket, Took, Use, dial};
+use super::socket::{Socket, Took, dial};
 use crate::addr::OriginalDst;
 use crate::balance::{Reach, ServiceLoad};
 use crate::detect::{Detection, Patience, Step};
@@ -85,6 +85,11 @@ impl Pair {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.handle_event(event);
         }
+    }
+
+    /// Whether its endpoint is gone: see [`Socket::lost_its_peer`].
+    pub(super) fn lost_its_peer(&mut self, now: Instant, gone_after: Duration) -> bool {
+        self.endpoint.as_mut().is_some_and(|endpoint| endpoint.lost_its_peer(now, gone_after))
     }
 
     pub(super) fn is_detecting(&self) -> bool {
@@ -279,11 +284,11 @@ impl Worker {
             let Kind::Relay(pair) = &mut conn.kind else { return };
             let Some(pod) = self.pods.get(conn.pod) else { return };
             let Some(to) = pair.destination(&pod.reach, io.now, &mut io.rng) else { return self.reset_relay(key) };
-            let dialled =
-                dial(&io.home, pod.netns.as_fd(), to, Use::Relay).map(Socket::dialled).and_then(|mut socket| {
-                    io.register(&mut socket, key, Role::Endpoint)?;
-                    Ok(socket)
-                });
+            let stream = dial(&io.home, pod.netns.as_fd(), to, io.settings.gone_after);
+            let dialled = stream.map(Socket::dialled).and_then(|mut socket| {
+                io.register(&mut socket, key, Role::Endpoint)?;
+                Ok(socket)
+            });
             match dialled {
                 Ok(socket) => {
                     if let Some(Kind::Relay(pair)) = io.conns.get_mut(key).map(|conn| &mut conn.kind) {
@@ -327,7 +332,7 @@ impl Worker {
         self.adopt(key, &service, up.output());
     }
 
-    fn reset_relay(&mut self, key: Key) {
+    pub(super) fn reset_relay(&mut self, key: Key) {
         if let Some(conn) = self.io.conns.remove(key) {
             conn.reset();
         }

@@ -5,18 +5,14 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::net::TcpStream;
-use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 
+use super::life::{self, Life};
 use crate::netns::Home;
-
-/// Unanswered bytes break a connection between the splitter and an endpoint after this long: an endpoint's node that
-/// vanished is noticed. Not set on relayed connections: a full window counts as unanswered too (Linux 5.11 and later),
-/// and what we do not understand may pause for as long as it likes.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -26,6 +22,7 @@ pub(super) struct Socket {
     /// The peer's end or an error is somewhere behind the waiting bytes; no further edge would announce it.
     ends: bool,
     connecting: bool,
+    life: Life,
 }
 
 pub(super) enum Took {
@@ -39,7 +36,7 @@ pub(super) enum Took {
 
 impl Socket {
     pub(super) fn accepted(stream: TcpStream) -> Self {
-        Self { stream, readable: false, writable: false, ends: false, connecting: false }
+        Self { stream, readable: false, writable: false, ends: false, connecting: false, life: Life::default() }
     }
 
     pub(super) fn dialled(stream: TcpStream) -> Self {
@@ -118,6 +115,7 @@ impl Socket {
             return match self.stream.write(bytes) {
                 Ok(n) => {
                     self.writable = n == bytes.len();
+                    self.life.wrote();
                     Took::Bytes(n)
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -138,9 +136,15 @@ impl Socket {
         self.ends = true;
     }
 
+    /// Whether its peer has answered nothing for `gone_after`.
+    pub(super) fn lost_its_peer(&mut self, now: Instant, gone_after: Duration) -> bool {
+        !self.connecting && self.life.is_gone(&self.stream, now, gone_after)
+    }
+
     /// Ends our sending direction. A socket that is already broken says so at the next read.
     pub(super) fn end(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        self.life.wrote();
     }
 
     /// Closes with a reset, so that the peer does not take a broken connection for an ended one.
@@ -150,29 +154,17 @@ impl Socket {
 }
 
 /// What every connection gets. Set on a listener, its accepted sockets inherit it without a call of their own.
-pub(super) fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
+pub(super) fn set_options(socket: &SockRef<'_>, gone_after: Duration) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20)).with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)
-}
-
-/// What a connection is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
-    Http2,
-    Relay,
+    life::set_options(socket, gone_after)
 }
 
 /// Begins a connection that leaves from `netns`, with an address of that pod.
-pub(super) fn dial(home: &Home, netns: BorrowedFd<'_>, to: SocketAddr, purpose: Use) -> io::Result<TcpStream> {
+pub(super) fn dial(home: &Home, netns: BorrowedFd<'_>, to: SocketAddr, gone_after: Duration) -> io::Result<TcpStream> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let make = || socket2::Socket::new_raw(Domain::for_address(to), kind, Some(Protocol::TCP));
     let socket = home.run_in(netns, make)??;
-    set_options(&SockRef::from(&socket))?;
-    if purpose == Use::Http2 {
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    }
+    set_options(&SockRef::from(&socket), gone_after)?;
     match socket.connect(&to.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
@@ -204,16 +196,5 @@ mod tests {
         assert!(matches!(ours.read(&mut buffer), Took::Bytes(10)));
         assert!(ours.can_read(), "its end is still to come");
         assert!(matches!(ours.read(&mut buffer), Took::End | Took::Failed(_)));
-    }
-
-    #[test]
-    fn accepted_sockets_inherit_what_was_set_on_the_listener() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        set_options(&SockRef::from(&listener)).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (accepted, _) = listener.accept().unwrap();
-        let accepted = SockRef::from(&accepted);
-        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
-        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
     }
 }

@@ -1,8 +1,13 @@
 //! Promises about one call's life: its sections stay as they are, each direction ends alone, resets and cancellations
 //! cross unchanged, and every stream finds its own endpoint.
 
+use std::time::Duration;
+
+use sluice_agent::splitter::Limits;
+
 use crate::script::{and, in_all_chunks};
 use crate::wire::*;
+use crate::world::{Chunks, World, endpoint};
 
 #[test]
 fn a_response_of_trailers_only_stays_one_frame() {
@@ -223,4 +228,43 @@ fn two_clients_of_one_pod_share_a_connection_and_one_s_breach_leaves_the_other_a
         s.send(&server, [headers(1, MORE, OK), headers(1, END, DONE)].concat());
         assert_eq!(good.got(), [heard(1, MORE, OK), heard(1, END, DONE)]);
     });
+}
+
+#[test]
+fn a_stream_on_which_nothing_moves_for_days_lives() {
+    in_all_chunks(1, |mut s| {
+        let (mut client, mut server) = s.call();
+        s.send(&server, headers(1, MORE, OK));
+        assert_eq!(client.got(), [heard(1, MORE, OK)]);
+        s.pass(Duration::from_secs(3 * 24 * 3600));
+        assert!(client.got().is_empty() && server.got().is_empty(), "no ping, no end: it costs nobody a packet");
+        s.send(&client, data(1, END, b"still there?"));
+        assert_eq!(server.got(), [bytes(1, END, b"still there?")]);
+        s.send(&server, [data(1, MORE, b"yes"), headers(1, END, DONE)].concat());
+        assert_eq!(client.got(), [bytes(1, MORE, b"yes"), heard(1, END, DONE)]);
+    });
+}
+
+#[test]
+fn a_client_s_connection_without_streams_is_kept_for_days() {
+    in_all_chunks(1, |mut s| {
+        let mut client = s.client();
+        s.pass(Duration::from_secs(3 * 24 * 3600));
+        assert!(client.got().is_empty());
+        s.send(&client, headers(1, END, CALL));
+        assert_eq!(s.server().got(), [heard(1, END, CALL)]);
+    });
+}
+
+#[test]
+fn a_connection_s_number_is_not_given_again_before_its_close_was_taken() {
+    let mut world = World::new(1, Chunks::Whole, Limits::default(), &[endpoint(1)]);
+    let (splitter, now, service) = (&mut world.splitter, world.now, &world.service);
+    let first = splitter.handle_accepted(now, service);
+    splitter.handle_eof(now, first);
+    let second = splitter.handle_accepted(now, service);
+    assert_ne!(first.index(), second.index());
+    assert!(splitter.output(first).is_empty());
+    while splitter.poll_effect().is_some() {}
+    assert_eq!(splitter.handle_accepted(now, service).index(), first.index());
 }

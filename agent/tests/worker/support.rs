@@ -52,6 +52,13 @@ impl World {
         Self::of(Settings { seed: 7, patience, dial_timeout: 10 * HANG, ..Settings::default() })
     }
 
+    /// Peers are gone when they are silent for so long.
+    pub(crate) fn that_gives_up_after(gone_after: Duration) -> Self {
+        let patience = Patience { silence: Duration::from_millis(20), partial: Duration::from_millis(50) };
+        let limits = Limits { dial_patience: HANG, ..Limits::default() };
+        Self::of(Settings { seed: 7, patience, limits, gone_after, ..Settings::default() })
+    }
+
     fn of(settings: Settings) -> Self {
         let flows: Arc<Mutex<HashMap<NetnsCookie, OriginalDst>>> = Arc::default();
         let beats = Arc::new(AtomicU64::new(0));
@@ -83,6 +90,15 @@ impl World {
         self.flows.lock().unwrap().insert(cookie, OriginalDst::new(to));
         let listener = self.listen(cookie);
         (cookie, listener)
+    }
+
+    /// A pod with this listener in its namespace, whose connections all go to the Service.
+    pub(crate) fn enrol(&self, listener: TcpListener, netns: File) -> SocketAddr {
+        let cookie = NetnsCookie(self.next_cookie.fetch_add(1, Ordering::Relaxed));
+        self.flows.lock().unwrap().insert(cookie, OriginalDst::new(service_addr().socket_addr()));
+        let addr = listener.local_addr().unwrap();
+        wait(self.handle.add_pod(Pod { netns: netns.into(), ..pod(cookie, listener) }));
+        addr
     }
 
     pub(crate) fn pod_without_flows(&self) -> SocketAddr {

@@ -1,0 +1,107 @@
+//! Whose turn it is: pods in rotation, and within a pod its sockets in rotation, so that a pod with a thousand busy
+//! connections gets as much as one with a single call. In: who has become ready; out: who is next. It knows keys only.
+
+use std::collections::VecDeque;
+
+use super::arena::Key;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    Listener(Key),
+    Conn(Key),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    pods: VecDeque<Key>,
+    /// By the pod's index. One that is gone leaves at most keys that find nothing.
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    sockets: VecDeque<Ready>,
+    /// Its pod is in `pods`.
+    in_line: bool,
+}
+
+impl Turns {
+    /// The pod gets a visit.
+    pub(super) fn wake(&mut self, pod: Key) {
+        let queue = self.queue(pod);
+        if !std::mem::replace(&mut queue.in_line, true) {
+            self.pods.push_back(pod);
+        }
+    }
+
+    /// The socket gets a turn when its pod is visited.
+    pub(super) fn push(&mut self, pod: Key, ready: Ready) {
+        self.queue(pod).sockets.push_back(ready);
+        self.wake(pod);
+    }
+
+    /// Pods that wait for a visit.
+    pub(super) fn pods(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// The pod that has waited longest. It is visited again only if it is woken again.
+    pub(super) fn next_pod(&mut self) -> Option<Key> {
+        let pod = self.pods.pop_front()?;
+        self.queue(pod).in_line = false;
+        Some(pod)
+    }
+
+    /// How many of the pod's sockets wait.
+    pub(super) fn sockets(&mut self, pod: Key) -> usize {
+        self.queue(pod).sockets.len()
+    }
+
+    /// The pod's socket that has waited longest.
+    pub(super) fn next_socket(&mut self, pod: Key) -> Option<Ready> {
+        self.queue(pod).sockets.pop_front()
+    }
+
+    fn queue(&mut self, pod: Key) -> &mut Queue {
+        if self.queues.len() <= pod.index() {
+            self.queues.resize_with(pod.index() + 1, Queue::default);
+        }
+        &mut self.queues[pod.index()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::arena::Arena;
+
+    #[test]
+    fn a_pod_with_one_connection_gets_every_second_visit_beside_one_with_a_thousand() {
+        let (mut turns, mut pods, mut conns) = (Turns::default(), Arena::new(), Arena::new());
+        let (busy, calm) = (pods.insert(()), pods.insert(()));
+        for _ in 0..1_000 {
+            turns.push(busy, Ready::Conn(conns.insert(())));
+        }
+        let call = Ready::Conn(conns.insert(()));
+        for _ in 0..100 {
+            turns.push(calm, call);
+            assert_eq!(turns.next_pod(), Some(busy));
+            let first = turns.next_socket(busy).unwrap();
+            turns.push(busy, first);
+            assert_eq!(turns.next_pod(), Some(calm));
+            assert_eq!(turns.next_socket(calm), Some(call));
+        }
+        assert_eq!((turns.sockets(busy), turns.sockets(calm), turns.pods()), (1_000, 0, 1));
+    }
+
+    #[test]
+    fn a_pod_stands_in_line_once() {
+        let (mut turns, mut pods) = (Turns::default(), Arena::new());
+        let pod = pods.insert(());
+        turns.wake(pod);
+        turns.wake(pod);
+        turns.push(pod, Ready::Listener(pod));
+        assert_eq!((turns.next_pod(), turns.next_pod()), (Some(pod), None));
+        assert_eq!(turns.sockets(pod), 1);
+    }
+}

@@ -1,0 +1,73 @@
+//! Promises about one pod's memory: however many connections it has, what waits in them together is bounded, and it is
+//! this pod's waiting streams that pay for too much.
+
+use sluice_agent::splitter::Limits;
+
+use crate::script::{Peer, Script};
+use crate::wire::*;
+
+const MEBIBYTE: u32 = 1024 * 1024;
+
+/// What the client may send ahead on its connection.
+fn window(client: &mut Peer) -> u32 {
+    65_535 + client.credit(0)
+}
+
+#[test]
+fn the_more_connections_a_pod_has_the_less_each_may_send_ahead() {
+    let mut s = Script::with(Limits::default(), 1);
+    let mut clients: Vec<_> = (0..100).map(|_| s.client()).collect();
+    let windows: Vec<_> = clients.iter_mut().map(window).collect();
+    assert!(windows[..4].iter().all(|window| *window == MEBIBYTE), "{windows:?}");
+    assert!(windows.is_sorted_by(|a, b| a >= b) && windows[99] >= 65_535, "{windows:?}");
+    assert!(windows.iter().sum::<u32>() < 18 * MEBIBYTE, "{windows:?}");
+}
+
+#[test]
+fn an_endpoint_s_window_does_not_depend_on_the_number_of_clients() {
+    let mut s = Script::with(Limits::default(), 1);
+    let clients: Vec<_> = (0..50).map(|_| s.client()).collect();
+    s.send(&clients[49], headers(1, END, CALL));
+    assert_eq!(window(&mut s.server()), MEBIBYTE);
+}
+
+#[test]
+fn a_pod_far_over_its_budget_loses_the_streams_that_wait_and_no_other() {
+    let mut s = Script::with(Limits { pod_budget: 0, ..Limits::default() }, 1);
+    let mut server = None;
+    let (mut sent, mut clients) = (0_u32, Vec::new());
+    for _ in 0..40 {
+        let mut client = s.client();
+        let share = window(&mut client) / 8;
+        for stream in (1..=15).step_by(2) {
+            s.send(&client, headers(stream, MORE, CALL));
+            if server.is_none() {
+                server = Some(s.server_with(&[(INITIAL_WINDOW_SIZE, 0)]).1);
+            }
+            for part in vec![0; share as usize].chunks(16_384) {
+                s.send(&client, data(stream, MORE, part));
+            }
+            sent += share;
+        }
+        clients.push((client, share));
+    }
+    let mut lost = 0;
+    for (client, share) in &mut clients {
+        for got in client.got() {
+            if let Got::Headers { end, fields, .. } = got {
+                assert!(end && fields.contains(&("grpc-status".into(), "8".into())), "{fields:?}");
+                lost += *share;
+            }
+        }
+    }
+    assert!(lost > 0 && sent - lost <= 8 * MEBIBYTE + 262_144, "{sent} bytes sent, {lost} of them given up");
+    let mut server = server.expect("a server");
+    let _ = server.got();
+    // A call whose bytes go on is none of those.
+    let client = s.client();
+    s.send(&client, headers(1, MORE, CALL));
+    let Some(Got::Headers { stream, .. }) = server.got().pop() else { panic!("no call") };
+    server.grant(stream, 10);
+    s.send(&client, data(1, END, b"all"));
+    assert_eq!(server.got(), [bytes(stream, END, b"all")]);
+}
