@@ -264,6 +264,7 @@ impl Splitter {
     pub fn consumed(&mut self, now: Instant, conn: ConnId, n: usize) {
         let Some(c) = self.conns.slot(conn) else { return };
         let written = &mut self.conns[c];
+        let had_room = written.backlog() < self.limits.output_high;
         written.consume(n);
         if written.state == State::Closing {
             if written.backlog() == 0 {
@@ -272,7 +273,7 @@ impl Splitter {
             return;
         }
         if written.backlog() < self.limits.output_high {
-            if !written.waiting.is_empty() {
+            if !had_room {
                 self.admit(now, c);
             }
             self.pump(now, c);

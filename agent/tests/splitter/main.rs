@@ -4,6 +4,7 @@ mod drain;
 mod endpoints;
 mod errors;
 mod flow_control;
+mod found;
 mod fuzz;
 mod headers;
 mod lifecycle;
