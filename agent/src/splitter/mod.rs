@@ -14,6 +14,8 @@ mod flow;
 mod forward;
 mod frame;
 pub mod hpack;
+#[cfg(debug_assertions)]
+mod invariants;
 mod limits;
 mod message;
 mod pair;
@@ -294,6 +296,8 @@ impl Splitter {
         if let Some(effect) = self.effects.pop_front() {
             return Some(effect);
         }
+        #[cfg(debug_assertions)]
+        self.check_idle_books();
         loop {
             let id = self.wake.borrow_mut().pop()?;
             if self.conns.slot(id).is_some_and(|c| self.conns[c].state != State::Dialing) {

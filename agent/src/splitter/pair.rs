@@ -204,6 +204,15 @@ impl Pair {
         }
     }
 
+    /// As [`Pair::side`], for looking only.
+    #[cfg(debug_assertions)]
+    pub(super) fn face(&self, face: Face) -> &Side {
+        match face {
+            Face::Client => &self.client,
+            Face::Endpoint => &self.endpoint,
+        }
+    }
+
     /// All four directions have ended, and nothing waits.
     pub(super) fn is_complete(&self) -> bool {
         self.client.is_closed() && self.endpoint.is_closed()
@@ -256,6 +265,13 @@ impl Pairs {
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Pair> {
         self.slots.iter().filter_map(|(_, slot)| slot.as_ref())
+    }
+
+    /// As [`Pairs::get`], for looking only.
+    #[cfg(debug_assertions)]
+    pub(super) fn peek(&self, key: PairKey) -> Option<&Pair> {
+        let (generation, slot) = &self.slots[key.index as usize];
+        if *generation == key.generation { slot.as_ref() } else { None }
     }
 
     /// `None`: it has ended.

@@ -1,5 +1,7 @@
 //! The splitter as a function of bytes: many peers, virtual time, no socket and no sleep. Each failure prints its seed.
 
+mod case;
+mod chance;
 mod drain;
 mod endpoints;
 mod errors;
@@ -9,6 +11,7 @@ mod fuzz;
 mod headers;
 mod lifecycle;
 mod limits;
+mod model;
 mod oracle;
 mod reach;
 mod script;
