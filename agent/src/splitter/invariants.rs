@@ -16,9 +16,13 @@ impl Splitter {
     /// Panics unless everything that must hold between two calls holds. It looks at everything there is.
     pub fn check_invariants(&self) {
         self.check_sums();
+        let mut owed = HashMap::new();
+        for side in self.pairs.live().map(|pair| &pair.endpoint).filter(|side| !side.is_open()) {
+            *owed.entry(side.owed_to).or_insert(0) += side.unpaid as u64;
+        }
         let timers: BTreeSet<_> = self.timers.iter().map(|entry| (entry.0.1, entry.0.2)).collect();
         for conn in self.conns.live() {
-            self.check_conn(conn);
+            self.check_conn(conn, owed.get(&Some(conn.id)).copied().unwrap_or(0));
             check_timers(conn, |reason| timers.contains(&(conn.id, reason)));
         }
         self.check_pools();
@@ -37,6 +41,12 @@ impl Splitter {
         let held: u64 = self.pairs.live().map(|pair| pair.client.recv.held() + pair.endpoint.recv.held()).sum();
         assert_eq!(self.held as u64, held, "bytes held, over all streams");
         let kept: usize = self.pairs.live().map(|pair| pair.replay.as_ref().map_or(0, Vec::len)).sum();
+        // Beyond the budget each connection has what its own window lets it send.
+        let paid = |side: &Side| side.recv.held() - side.unpaid as u64;
+        let has_conn = |side: &Side| side.is_open() || side.owed_to.is_some_and(|id| self.conns.slot(id).is_some());
+        let all = self.pairs.live().flat_map(|pair| [&pair.client, &pair.endpoint]);
+        let credited: u64 = all.filter(|side| has_conn(side)).map(paid).sum();
+        assert!(credited <= self.limits.pod_budget as u64, "{credited} bytes held with credit given for them");
         assert_eq!(self.replay_held, kept, "bytes kept for replays, over all streams");
         let clients = self.conns.live().filter(|conn| conn.face() == Face::Client);
         let streams: usize = clients.map(|conn| conn.streams.len()).sum();
@@ -45,7 +55,8 @@ impl Splitter {
         assert_eq!(self.ways.overdue(), overdue, "overdue dials");
     }
 
-    fn check_conn(&self, conn: &Conn) {
+    /// `owed`: credit withheld for streams that have left its books.
+    fn check_conn(&self, conn: &Conn, owed: u64) {
         if conn.state == State::Closing {
             // Its windows are of no use any more.
             assert!(conn.streams.is_empty() && conn.waiting.is_empty(), "{conn:?}: streams on a closed connection");
@@ -57,7 +68,7 @@ impl Splitter {
             let bound = self.limits.header_block.max(DEFAULT_MAX_FRAME);
             assert!(block.bytes.len() <= bound, "{conn:?}: a header block of {} bytes", block.bytes.len());
         }
-        let mut unpaid = 0;
+        let mut unpaid = owed;
         for (id, key) in &conn.streams {
             let pair = self.pairs.peek(*key).unwrap_or_else(|| panic!("{conn:?}: stream {id} names an ended pair"));
             let side = pair.face(conn.face());
