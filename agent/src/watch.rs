@@ -9,7 +9,7 @@ use crate::table::{Catalog, Problem, Update};
 mod dir;
 mod files;
 pub mod kube;
-pub(crate) mod parse;
+pub mod parse;
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod host;
 mod image;
 mod manifests;
@@ -43,6 +44,8 @@ enum Task {
     Cluster(cluster::Task),
     /// Run all tests, or one layer of them
     Test(test::Options),
+    /// Look for inputs that break sluice, guided by coverage
+    Fuzz(fuzz::Options),
     /// Rebuild the BPF object from source
     Ebpf(EbpfOptions),
 }
@@ -79,6 +82,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Manifests(options) => manifests::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Cluster(task) => cluster::run(&task),
         Task::Test(options) => test::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Ebpf(options) => {
             let check = options.check.then(|| "--check".to_owned());
             ebpf::run(check.as_slice()).map(|()| ExitCode::SUCCESS)

@@ -337,6 +337,20 @@ impl Conn {
     }
 }
 
+#[cfg(debug_assertions)]
+impl Conn {
+    /// Panics unless what concerns the connection alone is right.
+    pub(super) fn check(&self) {
+        self.send.check();
+        self.recv.check();
+        self.decoder.check();
+        self.encoder.check();
+        assert!(self.out_head <= self.out.len(), "{self:?}: more consumed than written");
+        assert!(self.announced || self.backlog() == 0, "{self:?}: output that nobody was told of");
+        assert!(self.closed.len() <= REMEMBERED && self.skipped.len() <= REMEMBERED, "{self:?}: remembers too much");
+    }
+}
+
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn")

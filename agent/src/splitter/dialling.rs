@@ -29,6 +29,11 @@ impl Ways {
         Self { reach, pools: FxHashMap::default(), overdue: 0 }
     }
 
+    #[cfg(debug_assertions)]
+    pub(super) fn overdue(&self) -> usize {
+        self.overdue
+    }
+
     pub(super) fn pool(&self, endpoint: &Rc<EndpointLoad>) -> &[ConnId] {
         self.pools.get(&Rc::as_ptr(endpoint)).map_or(&[], Vec::as_slice)
     }

@@ -17,6 +17,13 @@ impl SendWindow {
         Self(i64::from(initial))
     }
 
+    /// Panics unless it is where the peer's SETTINGS and updates can have brought it.
+    #[cfg(debug_assertions)]
+    pub(super) fn check(self) {
+        let bound = i64::from(MAX_WINDOW);
+        assert!((-bound..=bound).contains(&self.0), "a send window of {}", self.0);
+    }
+
     /// Bytes that may be sent now.
     pub(super) fn available(self) -> usize {
         usize::try_from(self.0).unwrap_or(0)
@@ -81,6 +88,14 @@ impl RecvWindow {
         }
         self.limit = target;
         Some(increment as u32)
+    }
+
+    /// Panics unless the peer has kept within what it was granted, and we within what we mean to grant.
+    #[cfg(debug_assertions)]
+    pub(super) fn check(&self) {
+        let Self { size, received, released, limit } = *self;
+        assert!(released <= received && received <= limit, "{self:?}");
+        assert!(limit <= released + size.max(u64::from(super::frame::DEFAULT_WINDOW)), "granted too much: {self:?}");
     }
 
     /// Bytes received and not yet released.

@@ -5,11 +5,12 @@
 
 use std::time::Instant;
 
-use super::Splitter;
+use super::conn::State;
 use super::frame::{self, Reason};
 use super::message::Status;
 use super::pair::{Ending, Face, PairKey, Phase, Side};
 use super::receive::Fatal;
+use super::{ConnId, Splitter};
 
 /// What one stream may frame before the next one's turn, where several wait for the same connection; bytes.
 const QUANTUM: usize = 16 * 1024;
@@ -161,9 +162,10 @@ impl Splitter {
             return;
         }
         let c = side.conn;
+        // Its bytes still wait here: the connection's credit for them comes back when they go on.
+        let unpaid = std::mem::take(&mut side.unpaid);
         self.conns[c].forget(now, side);
-        side.id = 0;
-        side.unpaid = 0;
+        (side.id, side.unpaid, side.owed_to) = (0, unpaid, Some(self.conns[c].id));
         pair.picked = None;
         self.place_freed(now, c);
     }
@@ -234,20 +236,28 @@ impl Splitter {
         let side = pair.side(from);
         side.recv.release(bytes);
         self.held -= bytes;
+        let unpaid = side.unpaid.min(bytes);
+        side.unpaid -= unpaid;
         if !side.is_open() {
-            // Its connection is gone.
-            return;
+            let owed_to = side.owed_to;
+            return self.pay(owed_to, unpaid);
         }
         let conn = &mut self.conns[side.conn];
-        let unpaid = side.unpaid.min(bytes);
         if unpaid > 0 {
-            side.unpaid -= unpaid;
             conn.release(unpaid);
         }
         if !side.recv_ended
             && let Some(increment) = side.recv.update()
         {
             frame::write_window_update(conn.out(), side.id, increment);
+        }
+    }
+
+    /// Withheld credit for a stream that has left the connection's books, if the connection is still there.
+    fn pay(&mut self, owed_to: Option<ConnId>, bytes: usize) {
+        let slot = owed_to.and_then(|id| self.conns.slot(id)).filter(|c| self.conns[*c].state == State::Open);
+        if let Some(c) = slot.filter(|_| bytes > 0) {
+            self.conns[c].release(bytes);
         }
     }
 
@@ -305,6 +315,8 @@ impl Splitter {
         if endpoint.is_open() {
             self.conns[endpoint.conn].forget(now, endpoint);
             self.place_freed(now, endpoint.conn);
+        } else {
+            self.pay(endpoint.owed_to, endpoint.unpaid);
         }
         self.close_if_unused(now, client.conn);
     }

@@ -14,6 +14,8 @@ mod flow;
 mod forward;
 mod frame;
 pub mod hpack;
+#[cfg(debug_assertions)]
+mod invariants;
 mod limits;
 mod message;
 mod pair;
@@ -269,12 +271,13 @@ impl Splitter {
     pub fn consumed(&mut self, now: Instant, conn: ConnId, n: usize) {
         let Some(c) = self.conns.slot(conn) else { return };
         let written = &mut self.conns[c];
+        let had_room = written.backlog() < self.limits.output_high;
         written.consume(n);
         if written.state == State::Closing {
             return self.conns.remove_if_done(conn);
         }
         if written.backlog() < self.limits.output_high {
-            if !written.waiting.is_empty() {
+            if !had_room {
                 self.admit(now, c);
             }
             self.pump(now, c);
@@ -301,6 +304,8 @@ impl Splitter {
             }
             return Some(effect);
         }
+        #[cfg(debug_assertions)]
+        self.check_idle_books();
         loop {
             let id = self.wake.borrow_mut().pop()?;
             if self.conns.slot(id).is_some_and(|c| self.conns[c].state != State::Dialing) {

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::ConnId;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::Reason;
 use super::hpack::HeaderList;
@@ -55,6 +56,8 @@ pub(super) struct Side {
     pub(super) recv: RecvWindow,
     /// Of what is held, bytes for which the connection's credit was withheld: the pod was over its budget.
     pub(super) unpaid: usize,
+    /// Who gets that credit, once the stream has left its connection's books.
+    pub(super) owed_to: Option<ConnId>,
     /// The peer ended its direction.
     pub(super) recv_ended: bool,
     /// content-length, where the peer said one, and what came of it (RFC 9113 §8.1.1).
@@ -83,6 +86,7 @@ impl Side {
             id,
             recv,
             unpaid: 0,
+            owed_to: None,
             recv_ended: false,
             expected: None,
             body: 0,
@@ -206,6 +210,15 @@ impl Pair {
         }
     }
 
+    /// As [`Pair::side`], for looking only.
+    #[cfg(debug_assertions)]
+    pub(super) fn face(&self, face: Face) -> &Side {
+        match face {
+            Face::Client => &self.client,
+            Face::Endpoint => &self.endpoint,
+        }
+    }
+
     /// All four directions have ended, and nothing waits.
     pub(super) fn is_complete(&self) -> bool {
         self.client.is_closed() && self.endpoint.is_closed()
@@ -258,6 +271,13 @@ impl Pairs {
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Pair> {
         self.slots.iter().filter_map(|(_, slot)| slot.as_ref())
+    }
+
+    /// As [`Pairs::get`], for looking only.
+    #[cfg(debug_assertions)]
+    pub(super) fn peek(&self, key: PairKey) -> Option<&Pair> {
+        let (generation, slot) = &self.slots[key.index as usize];
+        if *generation == key.generation { slot.as_ref() } else { None }
     }
 
     /// `None`: it has ended.

@@ -190,7 +190,7 @@ impl Splitter {
         while self.conns[c].can_open(&self.limits) {
             let (from, key) = match self.conns[c].waiting.pop_front() {
                 Some(key) => (c, key),
-                None => match self.next_of_full(c) {
+                None => match self.next_of_pool(c) {
                     Some(found) => found,
                     None => return,
                 },
@@ -217,16 +217,13 @@ impl Splitter {
         }
     }
 
-    /// A request that waits on a connection to the same endpoint as `c` which is full, where it could wait for ever, or
-    /// which does not come about.
-    fn next_of_full(&mut self, c: u32) -> Option<(u32, PairKey)> {
+    /// A request that waits on another connection to the same endpoint as `c`: one that is full, where it could wait for
+    /// ever, or that does not come about.
+    fn next_of_pool(&mut self, c: u32) -> Option<(u32, PairKey)> {
         let Role::Endpoint(endpoint) = &self.conns[c].role else { return None };
         let pool = self.ways.pool(endpoint);
-        let full = pool.iter().map(|id| id.index).find(|other| {
-            let other = &self.conns[*other];
-            (other.is_full() || other.overdue) && !other.waiting.is_empty()
-        })?;
-        Some((full, self.conns[full].waiting.pop_front()?))
+        let other = pool.iter().map(|id| id.index).find(|other| !self.conns[*other].waiting.is_empty())?;
+        Some((other, self.conns[other].waiting.pop_front()?))
     }
 
     /// A request that ended or moved while it waited is still named in the list.

@@ -42,13 +42,14 @@ impl fmt::Display for Place {
 }
 
 impl fmt::Display for Problem {
-    /// One line: `cart.yaml:12:9: spec.ports[0].port: … (cure: …)`.
+    /// One line, whatever people write into files: `cart.yaml:12:9: spec.ports[0].port: … (cure: …)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
-        }
-        write!(f, "{} (cure: {})", self.message, self.cure)
+        let field = if self.field.is_empty() { String::new() } else { format!("{}: ", self.field) };
+        let text = format!("{}: {field}{} (cure: {})", self.place, self.message, self.cure);
+        text.chars().try_for_each(|c| match c {
+            _ if c.is_control() => write!(f, "{}", c.escape_default()),
+            _ => write!(f, "{c}"),
+        })
     }
 }
 

@@ -196,6 +196,12 @@ fn an_unreadable_annotation_is_a_problem_and_the_default_applies() {
 }
 
 #[test]
+fn a_problem_is_one_line_whatever_an_annotation_holds() {
+    let said = problems(&built(&cart("sluice.dev/redirect: \"a\\nb\\u001b[2J\"", "", GRPC)));
+    assert!(said[0].contains(r#""a\nb\u{1b}[2J" is unreadable"#), "{said:?}");
+}
+
+#[test]
 fn a_list_with_an_unknown_port_name_is_a_problem_that_names_the_ports() {
     let built = built(&cart("sluice.dev/redirect: 'api,yes'", "", "{name: api, port: 1}"));
     assert_eq!(built.table.services.len(), 1);

@@ -20,14 +20,14 @@ const STACK: usize = 16 << 20;
 
 /// An object and the line where its document begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Parsed {
-    pub(crate) object: Object,
-    pub(crate) line: u64,
+pub struct Parsed {
+    pub object: Object,
+    pub line: u64,
 }
 
 /// All objects of a file that the table is built from. One problem holds back the whole file: half of it may be worse
 /// than what was there before.
-pub(crate) fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
+pub fn parse(file: &Arc<str>, text: &str) -> Result<Vec<Parsed>, Problem> {
     let parse = || {
         let mut objects = Vec::new();
         for document in documents(text) {

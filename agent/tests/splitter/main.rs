@@ -1,10 +1,13 @@
 //! The splitter as a function of bytes: many peers, virtual time, no socket and no sleep. Each failure prints its seed.
 
 mod budget;
+mod case;
+mod chance;
 mod drain;
 mod endpoints;
 mod errors;
 mod flow_control;
+mod found;
 mod framing;
 mod fuzz;
 mod headers;
@@ -12,6 +15,7 @@ mod hpack_rules;
 mod intermediary;
 mod lifecycle;
 mod limits;
+mod model;
 mod oracle;
 mod reach;
 mod script;

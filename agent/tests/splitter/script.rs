@@ -246,6 +246,20 @@ impl Peer {
         self.put(wire::window(stream, by));
     }
 
+    /// Grants what is missing for windows of `size`, on the connection and on all streams that it knows to be open.
+    /// Whether anything was.
+    pub fn grant_all(&mut self, size: i64) -> bool {
+        let open = |stream: &u32| !self.books.ended.contains(stream) && !self.books.reset.contains(stream);
+        let streams = self.books.streams.iter().filter(|(stream, _)| open(stream));
+        let mut missing: Vec<_> = streams.map(|(stream, window)| (*stream, size - window)).collect();
+        missing.push((0, size - self.books.window));
+        // Half a window is no news.
+        missing.retain(|(_, missing)| *missing > size / 2);
+        missing.sort_unstable();
+        missing.iter().for_each(|(stream, missing)| self.grant(*stream, *missing as u32));
+        !missing.is_empty()
+    }
+
     /// What came since the last call, without SETTINGS and WINDOW_UPDATE, which go to `noise`.
     pub fn got(&mut self) -> Vec<Got> {
         self.pull();

@@ -160,6 +160,8 @@ pub struct World {
     pub dialled: Vec<(Instant, EndpointAddr)>,
     /// All that the splitter wrote and asked for, mixed into one number.
     pub digest: u64,
+    /// Calls into the splitter since its invariants were last looked at.
+    unchecked: usize,
 }
 
 /// The `n`-th endpoint's address.
@@ -199,6 +201,7 @@ impl World {
             lost: VecDeque::new(),
             dialled: Vec::new(),
             digest: 0,
+            unchecked: 0,
         }
     }
 
@@ -244,6 +247,7 @@ impl World {
                 writer.wake();
             }
             self.splitter.handle_bytes(self.now, conn, &bytes);
+            self.check();
             return true;
         }
         if lane.borrow().closed {
@@ -255,6 +259,7 @@ impl World {
             } else {
                 self.splitter.handle_closed(self.now, conn);
             }
+            self.check();
             return true;
         }
         false
@@ -278,6 +283,7 @@ impl World {
         let written = (conn, &self.splitter.output(conn)[..n]);
         self.digest = mix(self.digest, &written);
         self.splitter.consumed(self.now, conn, n);
+        self.check();
         true
     }
 
@@ -306,6 +312,7 @@ impl World {
             }
             None => self.splitter.handle_closed(self.now, conn),
         }
+        self.check();
     }
 
     fn effects(&mut self) -> bool {
@@ -356,6 +363,7 @@ impl World {
             } else {
                 self.splitter.handle_deadline(self.now);
             }
+            self.check();
             self.effects();
         }
         self.now = limit;
@@ -366,6 +374,18 @@ impl World {
         self.black_holes.clear();
         for (_, conn) in std::mem::take(&mut self.lost) {
             self.splitter.handle_closed(self.now, conn);
+        }
+    }
+
+    /// Comes after each call into the splitter. A look at everything is worth as many calls as there is to look at.
+    fn check(&mut self) {
+        self.unchecked += 1;
+        let weight = self.sockets.len() + self.stats().open_streams as usize;
+        let calls = if matches!(self.chunks, Chunks::One) { 200 } else { weight / 4 };
+        if self.unchecked > calls {
+            self.unchecked = 0;
+            #[cfg(debug_assertions)]
+            self.splitter.check_invariants();
         }
     }
 
