@@ -104,6 +104,11 @@ pub(super) struct Conn {
     /// Endpoint: since when it has had no stream.
     pub(super) idle_since: Option<Instant>,
     pub(super) flood: FloodGuard,
+    /// Too many cheap frames came: not read until the second is over.
+    pub(super) paused: bool,
+    /// Client: its requests go over endpoint connections apart from those of others, since endpoints may end a connection
+    /// for what it does. Endpoint: it is one of these.
+    pub(super) apart: bool,
     out: Vec<u8>,
     out_head: usize,
     /// Bytes the socket has taken since the beginning.
@@ -149,6 +154,8 @@ impl Conn {
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
+            paused: false,
+            apart: false,
             out: Vec::new(),
             out_head: 0,
             flushed: 0,
@@ -325,6 +332,7 @@ impl std::fmt::Debug for Conn {
             .field("settled", &self.settled)
             .field("overdue", &self.overdue)
             .field("retired", &self.retired)
+            .field("paused", &self.paused)
             .field("peer", &self.peer)
             .field("send", &self.send)
             .field("recv", &self.recv)

@@ -35,7 +35,7 @@ use hpack::HeaderList;
 use pair::Pairs;
 
 pub use frame::{PREFACE, Reason};
-pub use limits::{Floods, Limits};
+pub use limits::{Bound, Floods, LimitSetting, Limited, Limits, NAMED, Named};
 
 /// What the PING between the two GOAWAYs of a graceful end carries.
 const DRAIN_PING: &[u8; 8] = b"sluice\0\0";
@@ -59,7 +59,8 @@ impl ConnId {
 pub enum Effect {
     /// Dial the endpoint for this new connection; answer with `handle_connected` or `handle_closed`.
     Dial(ConnId, EndpointAddr),
-    /// The connection has output that it did not have before. Named once until the output was empty again.
+    /// The connection has output that it did not have before (named once until the output was empty again), or it may be
+    /// read again after a pause.
     Write(ConnId),
     /// Write what `output` still holds, then shut down and forget the connection; the splitter forgets it when the
     /// output is consumed, or at once where there is none. Sent once per connection, except for those that ended by
@@ -74,6 +75,8 @@ pub enum DeadlineReason {
     SlowDial,
     /// An endpoint that accepted has sent no SETTINGS.
     EndpointSettings,
+    /// A connection that sent too many cheap frames may be read again.
+    PauseEnd,
     /// An endpoint connection may have been without streams for long.
     IdleEndpoint,
     /// A draining client has not acknowledged the PING.
@@ -97,6 +100,8 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Connections ended for a flood.
     pub floods: u64,
+    /// How often peers ran into limits.
+    pub limited: Limited,
     /// Now open.
     pub open_streams: u64,
 }
@@ -227,6 +232,7 @@ impl Splitter {
                         self.fail_conn(now, c, Reason::SETTINGS_TIMEOUT, "no SETTINGS");
                     }
                 }
+                DeadlineReason::PauseEnd => self.end_pause(c),
                 DeadlineReason::IdleEndpoint => self.check_idle(now, c),
                 DeadlineReason::DrainPing => self.finish_drain(now, c),
                 DeadlineReason::DrainEnd => {
@@ -279,12 +285,12 @@ impl Splitter {
         }
     }
 
-    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer;
-    /// it turns true again by `consumed` on the same connection.
+    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer,
+    /// until `consumed` on the same connection; and while it pauses, until an [`Effect::Write`].
     pub fn wants_read(&self, conn: ConnId) -> bool {
         self.conns.slot(conn).is_some_and(|c| {
             let conn = &self.conns[c];
-            conn.state == State::Open && conn.backlog() < self.limits.output_stop
+            conn.state == State::Open && !conn.paused && conn.backlog() < self.limits.output_stop
         })
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::Reason;
@@ -181,6 +182,7 @@ pub(super) struct Pair {
     /// Endpoints that this stream was tried on before.
     pub(super) tried: Vec<Rc<EndpointLoad>>,
     pub(super) phase: Phase,
+    pub(super) opened: Instant,
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
     pub(super) head: bool,

@@ -7,6 +7,7 @@ use super::conn::{Block, Drain, Role, State};
 use super::flood::Cheap;
 use super::frame::{self, DEFAULT_MAX_FRAME, HEAD_LEN, Head, MAX_WINDOW, Reason, be_u32, flag, kind, setting};
 use super::hpack::ListLimits;
+use super::limits::Bound;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
@@ -150,10 +151,13 @@ impl Splitter {
     fn continuation(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         let Some(block) = &mut self.conns[c].block else { return Err(protocol("CONTINUATION without HEADERS")) };
         block.continuations += 1;
-        if block.continuations > self.limits.continuations
-            || block.bytes.len() + payload.len() > self.limits.header_block
-        {
+        if block.continuations > self.limits.continuations {
+            self.stats.limited.count(Bound::Continuations);
             return Err(Fatal(Reason::ENHANCE_YOUR_CALM, "header block without end"));
+        }
+        if block.bytes.len() + payload.len() > self.limits.header_block {
+            self.stats.limited.count(Bound::HeaderBlock);
+            return Err(Fatal(Reason::ENHANCE_YOUR_CALM, "header block too large"));
         }
         block.bytes.extend_from_slice(payload);
         if !head.has(flag::END_HEADERS) {
@@ -179,6 +183,9 @@ impl Splitter {
             .decoder
             .decode(block, limits, &mut self.list)
             .map_err(|_| Fatal(Reason::COMPRESSION_ERROR, "undecodable header block"))?;
+        if decoded.too_large {
+            self.stats.limited.count(Bound::HeaderList);
+        }
         let section = Section { stream, end_stream, self_dependent, too_large: decoded.too_large };
         match conn.face() {
             Face::Client => self.client_headers(now, c, section),
@@ -204,9 +211,10 @@ impl Splitter {
             conn.release(head.length);
             return self.late_frame(now, c, head.stream);
         };
-        if body.is_empty() && !end_stream && face == Face::Client {
-            conn.flood.count(now, Cheap::EmptyData, &self.limits.floods).map_err(calm)?;
+        if body.is_empty() && !end_stream {
+            self.charge(now, c, Cheap::EmptyData);
         }
+        let conn = &mut self.conns[c];
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
         let answered = pair.phase == Phase::Answered;
         let side = pair.side(face);
@@ -253,9 +261,9 @@ impl Splitter {
             (_, Drain::Final(last)) if stream > last => Ok(()),
             _ if conn.remembered(stream) == Some(true) => Ok(()),
             _ => {
-                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(stream, Reason::STREAM_CLOSED);
                 conn.remember(stream, true);
+                self.charge(now, c, Cheap::StreamError);
                 Ok(())
             }
         }
@@ -265,8 +273,8 @@ impl Splitter {
         if head.stream == 0 {
             return Err(protocol("PRIORITY on stream 0"));
         }
+        self.charge(now, c, Cheap::Priority);
         let conn = &mut self.conns[c];
-        conn.flood.count(now, Cheap::Priority, &self.limits.floods).map_err(calm)?;
         let reason = match payload.len() {
             5 if be_u32(payload) & 0x7fff_ffff != head.stream => return Ok(()),
             5 => Reason::PROTOCOL_ERROR,
@@ -277,8 +285,8 @@ impl Splitter {
             // No RST_STREAM names an idle stream (RFC 9113 §6.4): then the connection is in error (§5.4.2).
             None if conn.is_idle(head.stream) => Err(Fatal(reason, "malformed PRIORITY on an idle stream")),
             None => {
-                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(head.stream, reason);
+                self.charge(now, c, Cheap::StreamError);
                 Ok(())
             }
         }
@@ -296,10 +304,7 @@ impl Splitter {
         let Some(&key) = conn.streams.get(&head.stream) else { return Ok(()) };
         match conn.face() {
             Face::Client => {
-                let unanswered = self.pairs.get(key).is_some_and(|pair| pair.phase < Phase::Answered);
-                if unanswered {
-                    self.conns[c].flood.count(now, Cheap::Reset, &self.limits.floods).map_err(calm)?;
-                }
+                self.charge_haste(now, c, key);
                 self.client_reset(now, key, reason);
             }
             Face::Endpoint => self.endpoint_reset(now, key, reason),
@@ -311,7 +316,6 @@ impl Splitter {
         if head.stream != 0 {
             return Err(protocol("SETTINGS on a stream"));
         }
-        let conn = &mut self.conns[c];
         if head.has(flag::ACK) {
             return if payload.is_empty() {
                 Ok(())
@@ -322,7 +326,8 @@ impl Splitter {
         if !payload.len().is_multiple_of(6) {
             return Err(frame_size("SETTINGS is no multiple of 6 bytes"));
         }
-        conn.flood.count(now, Cheap::Settings, &self.limits.floods).map_err(calm)?;
+        self.charge(now, c, Cheap::Settings);
+        let conn = &mut self.conns[c];
         let mut window = conn.peer.initial_window;
         for entry in payload.chunks_exact(6) {
             let value = be_u32(&entry[2..]);
@@ -367,15 +372,14 @@ impl Splitter {
         if head.stream != 0 {
             return Err(protocol("PING on a stream"));
         }
-        let conn = &mut self.conns[c];
         if head.has(flag::ACK) {
             if opaque == DRAIN_PING {
                 self.finish_drain(now, c);
             }
             return Ok(());
         }
-        conn.flood.count(now, Cheap::Ping, &self.limits.floods).map_err(calm)?;
-        frame::write_ping(conn.out(), true, opaque);
+        self.charge(now, c, Cheap::Ping);
+        frame::write_ping(self.conns[c].out(), true, opaque);
         Ok(())
     }
 
@@ -399,8 +403,8 @@ impl Splitter {
             return Err(frame_size("WINDOW_UPDATE is 4 bytes"));
         }
         let increment = be_u32(payload) & MAX_WINDOW;
+        self.charge(now, c, Cheap::WindowUpdate);
         let conn = &mut self.conns[c];
-        conn.flood.count(now, Cheap::WindowUpdate, &self.limits.floods).map_err(calm)?;
         if head.stream == 0 {
             if increment == 0 {
                 return Err(protocol("WINDOW_UPDATE of 0"));
@@ -431,15 +435,12 @@ impl Splitter {
     pub(super) fn stream_error(&mut self, now: Instant, c: u32, key: PairKey, reason: Reason) -> Result<(), Fatal> {
         match self.conns[c].face() {
             Face::Client => {
-                self.conns[c].flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+                self.charge(now, c, Cheap::StreamError);
+                self.charge_haste(now, c, key);
                 self.client_fault(now, key, reason);
             }
             Face::Endpoint => self.endpoint_fault(now, key, reason),
         }
         Ok(())
     }
-}
-
-pub(super) const fn calm(what: &'static str) -> Fatal {
-    Fatal(Reason::ENHANCE_YOUR_CALM, what)
 }
