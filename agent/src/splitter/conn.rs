@@ -97,6 +97,8 @@ pub(super) struct Conn {
     /// Streams that ended lately, and whether we reset them.
     closed: VecDeque<(u32, bool)>,
     pub(super) drain: Drain,
+    /// Endpoint: resets of streams that are still too new for one, as they become due. Each takes its place till then.
+    pub(super) resets: VecDeque<(Instant, u32, Reason)>,
     /// Endpoint: no new stream (GOAWAY came, the endpoint left, ids are used up).
     pub(super) retired: bool,
     /// Endpoint: pairs that wait for it to be able to open a stream, in turn.
@@ -150,6 +152,7 @@ impl Conn {
             skipped: VecDeque::new(),
             closed: VecDeque::new(),
             drain: Drain::No,
+            resets: VecDeque::new(),
             retired: false,
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
@@ -247,7 +250,7 @@ impl Conn {
 
     /// Endpoint: at its MAX_CONCURRENT_STREAMS.
     pub(super) fn is_full(&self) -> bool {
-        self.settled && self.streams.len() >= self.peer.max_streams as usize
+        self.settled && self.streams.len() + self.resets.len() >= self.peer.max_streams as usize
     }
 
     /// Client: it opened this stream; those between were passed over.

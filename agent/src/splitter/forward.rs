@@ -3,12 +3,14 @@
 //! Credit goes back to a sender here and only here: when its bytes have entered the receiver's output, which is
 //! bounded, or were thrown away. What cannot enter yet waits in the pair, within the window we granted.
 
+use std::rc::Rc;
 use std::time::Instant;
 
-use super::Splitter;
+use super::conn::{Role, State};
 use super::frame::{self, Reason};
 use super::pair::{Ending, Face, PairKey, Phase, Side};
 use super::receive::Fatal;
+use super::{ConnId, Splitter};
 
 /// What one stream may frame before the next one's turn, where several wait for the same connection; bytes.
 const QUANTUM: usize = 16 * 1024;
@@ -38,7 +40,12 @@ impl Splitter {
             }
         }
         let Some(pair) = self.pairs.get(key) else { return };
-        pair.side(to).pending.extend_from_slice(rest);
+        let pending = &mut pair.side(to).pending;
+        if pending.capacity() - pending.len() < rest.len() {
+            // Much may wait, for many: no more memory than that.
+            pending.reserve_exact(rest.len().max(2 * 1024));
+        }
+        pending.extend_from_slice(rest);
         self.push(now, key, to);
     }
 
@@ -152,15 +159,17 @@ impl Splitter {
             return;
         }
         let c = side.conn;
+        // What still waits for the client is no less held for that: its connection gets the credit when it has gone on.
+        let unpaid = std::mem::take(&mut side.unpaid);
+        pair.owed = (unpaid > 0).then(|| (self.conns[c].id, unpaid));
         self.conns[c].forget(now, side);
         side.id = 0;
-        side.unpaid = 0;
         pair.picked = None;
         self.place_freed(now, c);
     }
 
     /// A stream left this endpoint connection.
-    fn place_freed(&mut self, now: Instant, c: u32) {
+    pub(super) fn place_freed(&mut self, now: Instant, c: u32) {
         self.admit(now, c);
         self.close_if_unused(now, c);
     }
@@ -226,7 +235,15 @@ impl Splitter {
         side.recv.release(bytes);
         self.held -= bytes;
         if !side.is_open() {
-            // Its connection is gone.
+            // The stream has ended, or its connection is gone.
+            if from == Face::Endpoint
+                && let Some((conn, owed)) = &mut pair.owed
+            {
+                let paid = bytes.min(*owed);
+                *owed -= paid;
+                let conn = *conn;
+                self.pay(conn, paid);
+            }
             return;
         }
         let conn = &mut self.conns[side.conn];
@@ -239,6 +256,42 @@ impl Splitter {
             && let Some(increment) = side.recv.update()
         {
             frame::write_window_update(conn.out(), side.id, increment);
+        }
+    }
+
+    /// Credit that was withheld, for a connection that may be gone.
+    fn pay(&mut self, conn: ConnId, bytes: usize) {
+        if bytes > 0
+            && let Some(c) = self.conns.slot(conn)
+            && self.conns[c].state == State::Open
+        {
+            self.conns[c].release(bytes);
+        }
+    }
+
+    /// Bytes that came from endpoint connection `c` wait for their client, and the pod is over its budget. Before the
+    /// connection's window is used up, it takes no more requests but of those who do not take what is theirs; others
+    /// would starve with them.
+    pub(super) fn part_if_starving(&mut self, c: u32, key: PairKey) {
+        let conn = &self.conns[c];
+        if conn.apart || conn.recv.held() * 4 < u64::from(self.limits.connection_window) {
+            return;
+        }
+        let Role::Endpoint(endpoint) = &conn.role else { return };
+        let (id, endpoint) = (conn.id, Rc::as_ptr(endpoint));
+        if let Some(pair) = self.pairs.get(key) {
+            self.conns[pair.client.conn].apart = true;
+        }
+        self.conns[c].apart = true;
+        let pool = self.ways.pools.entry((endpoint, false)).or_default();
+        let before = pool.len();
+        pool.retain(|other| *other != id);
+        let listed = pool.len() < before;
+        if pool.is_empty() {
+            self.ways.pools.remove(&(endpoint, false));
+        }
+        if listed {
+            self.ways.pools.entry((endpoint, true)).or_default().push(id);
         }
     }
 
@@ -273,10 +326,15 @@ impl Splitter {
         for (face, reason) in [(Face::Client, to_client), (Face::Endpoint, to_endpoint)] {
             let Some(reason) = reason else { continue };
             let Some(pair) = self.pairs.get(key) else { return };
+            let (unanswered, opened) = (pair.phase < Phase::Interim, pair.opened);
             let side = pair.side(face);
             if side.is_open() && !side.is_closed() {
                 side.we_reset = true;
-                self.conns[side.conn].reset(side.id, reason);
+                let (c, id) = (side.conn, side.id);
+                match face {
+                    Face::Endpoint if unanswered => self.reset_endpoint(now, c, id, opened, reason),
+                    _ => self.conns[c].reset(id, reason),
+                }
             }
         }
         self.release(now, key);
@@ -288,6 +346,9 @@ impl Splitter {
         let Some(mut pair) = self.pairs.remove(key) else { return };
         self.recycle(std::mem::take(&mut pair.request));
         self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
+        if let Some((conn, owed)) = pair.owed {
+            self.pay(conn, owed);
+        }
         let (client, endpoint) = (&pair.client, &pair.endpoint);
         self.held -= (client.recv.held() + endpoint.recv.held()) as usize;
         let conn = &mut self.conns[client.conn];

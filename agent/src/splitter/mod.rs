@@ -31,6 +31,7 @@ use crate::balance::{Reach, ServiceLoad};
 
 use conn::{Conn, Conns, Role, State, WakeList};
 use dialling::Ways;
+use flood::Haste;
 use hpack::HeaderList;
 use pair::Pairs;
 
@@ -77,6 +78,8 @@ pub enum DeadlineReason {
     EndpointSettings,
     /// A connection that sent too many cheap frames may be read again.
     PauseEnd,
+    /// A reset towards an endpoint was held back, since the request was too new.
+    LateReset,
     /// An endpoint connection may have been without streams for long.
     IdleEndpoint,
     /// A draining client has not acknowledged the PING.
@@ -125,6 +128,7 @@ pub struct Splitter {
     held: usize,
     /// Bytes in the replay buffers of all pairs.
     replay_held: usize,
+    haste: Haste,
     /// All clients are to go; until when.
     draining: Option<Instant>,
     stats: Stats,
@@ -156,6 +160,7 @@ impl Splitter {
             spare_lists: Vec::new(),
             held: 0,
             replay_held: 0,
+            haste: Haste::default(),
             draining: None,
             stats: Stats::default(),
         }
@@ -232,7 +237,8 @@ impl Splitter {
                         self.fail_conn(now, c, Reason::SETTINGS_TIMEOUT, "no SETTINGS");
                     }
                 }
-                DeadlineReason::PauseEnd => self.end_pause(c),
+                DeadlineReason::PauseEnd => self.end_pause(now, c),
+                DeadlineReason::LateReset => self.send_late_resets(now, c),
                 DeadlineReason::IdleEndpoint => self.check_idle(now, c),
                 DeadlineReason::DrainPing => self.finish_drain(now, c),
                 DeadlineReason::DrainEnd => {

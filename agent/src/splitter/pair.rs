@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::ConnId;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::Reason;
 use super::hpack::HeaderList;
@@ -182,6 +183,7 @@ pub(super) struct Pair {
     /// Endpoints that this stream was tried on before.
     pub(super) tried: Vec<Rc<EndpointLoad>>,
     pub(super) phase: Phase,
+    /// When the request came, or, if that is later, when it went to the endpoint.
     pub(super) opened: Instant,
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
@@ -192,6 +194,8 @@ pub(super) struct Pair {
     pub(super) request: HeaderList,
     /// Request payload that was framed towards the endpoint, kept likewise; `None`: too much, no replay.
     pub(super) replay: Option<Vec<u8>>,
+    /// The endpoint's stream has ended, and of its bytes so many wait here without their connection's credit.
+    pub(super) owed: Option<(ConnId, usize)>,
     /// Bytes at the head of `endpoint.pending` whose sender has its credit already.
     pub(super) credited: usize,
     /// Where its HEADERS begin in the endpoint connection's output since the beginning: not flushed, not sent.

@@ -228,7 +228,8 @@ impl Splitter {
         }
         // The connection's credit comes back at once while the pod is within its budget: many streams that wait must not
         // starve the others of the connection's window. The stream's own credit comes back when its bytes have gone on.
-        if self.held + head.length <= self.limits.pod_budget {
+        let paid = self.held + head.length <= self.limits.pod_budget;
+        if paid {
             conn.release(head.length);
         } else {
             side.unpaid += head.length;
@@ -245,9 +246,13 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = end_stream;
+        let id = self.conns[c].id;
         self.forward(now, key, face.other(), body, end_stream);
         if end_stream {
             self.free_endpoint(now, key);
+        }
+        if !paid && self.conns.slot(id).is_some() {
+            self.part_if_starving(c, key);
         }
         Ok(())
     }

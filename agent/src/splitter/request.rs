@@ -96,6 +96,7 @@ impl Splitter {
             attempts: 0,
             request: fields,
             replay: Some(Vec::new()),
+            owed: None,
             credited: 0,
             sent_at: 0,
         });
@@ -258,6 +259,7 @@ impl Splitter {
         let whole = side.pending().is_empty() && matches!(side.end, Ending::EndStream);
         side.send_ended = whole;
         pair.phase = Phase::Sent;
+        pair.opened = now;
         pair.sent_at = conn.out_end();
         conn.write_headers(stream, whole, &pair.request);
         // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
@@ -285,8 +287,11 @@ impl Splitter {
 
     /// From here on the request is bound to its endpoint.
     pub(super) fn drop_replay(&mut self, key: PairKey) {
-        if let Some(kept) = self.pairs.get(key).and_then(|pair| pair.replay.take()) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if let Some(kept) = pair.replay.take() {
+            let request = std::mem::take(&mut pair.request);
             self.replay_held -= kept.len();
+            self.recycle(request);
         }
     }
 

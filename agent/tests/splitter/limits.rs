@@ -88,6 +88,95 @@ fn a_flood_is_not_read_until_the_second_is_over_and_nobody_else_waits() {
 }
 
 #[test]
+fn who_floods_for_ten_seconds_without_a_break_is_ended() {
+    let (mut s, mut good, mut bad, server) = stage(strict());
+    for second in 1..=20 {
+        for _ in 0..11 {
+            bad.put(ping(0, b"12345678"));
+        }
+        s.run();
+        bad.got();
+        // With a break after the ninth.
+        s.pass(Duration::from_secs(if second == 9 { 3 } else { 1 }));
+        assert_eq!(bad.got().last() == Some(&Got::Closed), second == 19, "{second}");
+        if second == 19 {
+            break;
+        }
+    }
+    assert_eq!(s.world.stats().floods, 1);
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn requests_taken_back_in_haste_by_many_connections_reach_the_endpoint_later() {
+    let (mut s, mut good, _bad, mut server) = stage(Limits::default());
+    let clients: Vec<Peer> = (0..30).map(|_| s.client()).collect();
+    for client in &clients {
+        s.send(client, headers(1, END, CALL));
+        s.send(client, reset(1, CANCEL));
+    }
+    // Those beyond a few live as long as an endpoint takes to look at them, and no longer.
+    assert_eq!(requests_and_resets(&server.got()), (30, 10));
+    s.pass(Duration::from_millis(9));
+    assert_eq!(server.got(), []);
+    s.pass(Duration::from_millis(1));
+    assert_eq!(requests_and_resets(&server.got()), (0, 20));
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn a_request_whose_reset_is_held_back_keeps_its_place_at_the_endpoint() {
+    let mut s = Script::with(Limits { connections_per_endpoint: 1, ..Limits::default() }, 1);
+    let (client, mut server) = s.call_with(&[], &[(MAX_CONCURRENT_STREAMS, 12)]);
+    let others: Vec<Peer> = (0..12).map(|_| s.client()).collect();
+    for other in &others[..11] {
+        s.send(other, [headers(1, END, CALL), reset(1, CANCEL)].concat());
+    }
+    assert_eq!(requests_and_resets(&server.got()), (11, 10));
+    // Stream 1 and the one held back are open, ten places are free.
+    (0..11).for_each(|n| s.send(&client, headers(3 + 2 * n, END, CALL)));
+    assert_eq!(requests_and_resets(&server.got()), (10, 0));
+    s.pass(Duration::from_millis(10));
+    assert_eq!(requests_and_resets(&server.got()), (1, 1));
+}
+
+#[test]
+fn answers_that_have_ended_and_wait_for_their_client_are_within_the_pods_budget() {
+    let budget = 1 << 20;
+    let mut s = Script::with(Limits { pod_budget: budget, ..Limits::default() }, 1);
+    let (mut client, mut server) = s.call_with(&[(INITIAL_WINDOW_SIZE, 0)], &[]);
+    let mut window = 65_535 + server.credit(0) as usize;
+    let mut sent = 0;
+    // Each answer ends, and none is taken: the endpoint runs out of leave to send.
+    for n in 0..1_000u32 {
+        let stream = 1 + 2 * n;
+        if n > 0 {
+            s.send(&client, headers(stream, END, CALL));
+            let apart = s.accept_any();
+            if apart.is_some() {
+                break;
+            }
+        }
+        server.got();
+        if window < 16_384 {
+            break;
+        }
+        s.send(&server, [headers(stream, MORE, OK), data(stream, END, &[0; 16_384])].concat());
+        sent += 16_384;
+        window = window - 16_384 + server.credit(0) as usize;
+    }
+    assert!(sent <= budget + (1 << 20), "{sent}");
+    // Those who do take theirs go over another connection, and are served.
+    let mut good = s.client();
+    s.send(&good, headers(1, END, CALL));
+    let (_, server) = s.server_with(&[]);
+    s.send(&server, [headers(1, MORE, OK), headers(1, END, DONE)].concat());
+    s.send(&server, [headers(3, MORE, OK), headers(3, END, DONE)].concat());
+    assert_eq!(good.got(), [heard(1, MORE, OK), heard(1, END, DONE)]);
+    drop(client.got());
+}
+
+#[test]
 fn an_endpoint_that_floods_is_not_read_until_the_second_is_over() {
     let (mut s, mut good, _bad, mut server) = stage(strict());
     for _ in 0..11 {
@@ -150,6 +239,7 @@ fn an_endpoint_that_ends_the_connection_of_hasty_clients_ends_no_other() {
     }
     let (_, mut apart) = s.server_with(&[]);
     s.send(&bad, [headers(101, END, CALL), reset(101, CANCEL)].concat());
+    s.pass(Duration::from_millis(10));
     assert_eq!(requests_and_resets(&apart.got()), (1, 1));
     s.send(&apart, goaway(1, ENHANCE_YOUR_CALM));
     s.world.pass_time(Duration::from_secs(1));
@@ -176,6 +266,7 @@ fn a_thousand_calls_cancelled_as_soon_as_they_began_are_no_flood() {
     let streams = 2..1_002u32;
     let calls = streams.clone().flat_map(|n| headers(2 * n + 1, END, CALL));
     s.send(&client, calls.chain(streams.flat_map(|n| reset(2 * n + 1, CANCEL))).collect::<Vec<u8>>());
+    s.pass(Duration::from_millis(10));
     // Those that found no room before they were taken back are not heard of.
     let (heads, resets) = requests_and_resets(&s.all(&mut server));
     assert!(heads <= 1_000 && heads == resets, "{heads} {resets}");

@@ -59,9 +59,10 @@ struct Echo {
 impl Echo {
     fn start(node: &Node, name: &str) -> Result<Self> {
         let pod = node.pod(name)?;
-        let listen = format!("127.0.0.1:{BEHIND}");
+        let listen = format!("[::]:{BEHIND}");
         let server = pod.command(program("loadtest")?).args(["server", "--pod", name, "--listen", &listen]);
         let server = server.stdout(Stdio::null()).spawn()?;
+        pod.wait_listening(BEHIND, SOON)?;
         let tap = pod.command(env!("CARGO_BIN_EXE_abuser")).args(["tap", &PORT.to_string(), &BEHIND.to_string()]);
         let mut tap = tap.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         pod.wait_listening(PORT, SOON)?;
