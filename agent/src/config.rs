@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::intercept::MAX_WORKERS;
+use crate::splitter::{LimitSetting, Limits, NAMED};
 
 /// Worker threads unless `--workers` says otherwise: one moves some hundred thousand calls a second, and a node's cores
 /// belong to its pods.
@@ -128,6 +129,10 @@ pub struct Run {
     #[arg(long, env = "SLUICE_GRACE", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub grace: Duration,
 
+    /// What a peer may do, several with commas.
+    #[arg(long = "limit", env = "SLUICE_LIMIT", value_name = "NAME=VALUE", value_delimiter = ',', long_help = limits_help())]
+    pub limits: Vec<LimitSetting>,
+
     /// What the kernel programs say; from debug on one line for each verdict, which is much.
     #[arg(long, env = "SLUICE_BPF_LOG", value_name = "LEVEL", default_value = "off", value_parser = level())]
     pub bpf_log: LevelFilter,
@@ -143,6 +148,19 @@ impl Run {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.workers.map_or_else(|| cores().min(MAX_DEFAULT_WORKERS), NonZeroUsize::get)
     }
+
+    /// The limits of each pod; an error says what is wrong with them together.
+    pub fn limits(&self) -> Result<Limits, String> {
+        Limits::with(&self.limits).map_err(|error| format!("--limit: {error}"))
+    }
+}
+
+fn limits_help() -> String {
+    let mut help = String::from("Sets a limit on what a peer may do; repeatable, or several with commas:\n");
+    for named in NAMED {
+        help += &format!("\n{:<21}{:>9}  {}", named.name, named.default_value(), named.what);
+    }
+    help
 }
 
 fn source(text: &str) -> Result<SourceSpec, String> {
@@ -257,6 +275,20 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_set_one_by_one_or_with_commas() {
+        let run = run(&["--source=/m", "--limit=pings=5,settings=6", "--limit", "resets=7"]).unwrap();
+        let floods = run.limits().unwrap().floods;
+        assert_eq!((floods.pings, floods.settings, floods.resets), (5, 6, 7));
+        assert!(limits_help().contains("\npings                    20000  PING, a second"), "{}", limits_help());
+    }
+
+    #[test]
+    fn limits_that_do_not_fit_each_other_are_refused_with_their_flag() {
+        let error = run(&["--source=/m", "--limit=stream-window=2000000"]).unwrap().limits().unwrap_err();
+        assert!(error.contains("--limit") && error.contains("connection-window"), "{error}");
+    }
+
+    #[test]
     fn a_bad_value_is_refused_with_flag_and_cure() {
         for (argument, cure) in [
             ("--source=", "give kube, or a folder"),
@@ -269,6 +301,8 @@ mod tests {
             ("--grace=s", "ms, s, m or h"),
             ("--grace=99999999999999999999h", "ms, s, m or h"),
             ("--grace=25h", "up to 24h"),
+            ("--limit=pongs=5", "there are resets, stream-errors"),
+            ("--limit=pings=5,client-streams=0", "from 1 to 1000000"),
             ("--bpf-log=loud", "possible values: off"),
             ("--log=a=b=c", "such as info"),
         ] {

@@ -78,6 +78,7 @@ fn raise_open_files() {
 
 async fn serve(config: &Run) -> Result<()> {
     let mut signals = Signals::new()?;
+    let limits = config.limits().map_err(anyhow::Error::msg)?;
     let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
     let admin = listen(config.admin).await.with_context(|| {
         format!("--admin {}: cannot listen there; choose an address of this host and a free port", config.admin)
@@ -107,7 +108,7 @@ async fn serve(config: &Run) -> Result<()> {
 
     let counters = intercept.counters()?;
     let mut unenrolled = intercept.unenrolled()?;
-    let mut workers = Workers::spawn(config.workers(), &intercept)?;
+    let mut workers = Workers::spawn(config.workers(), &limits, &intercept)?;
     let mut publisher = {
         let (handles, mut services) = (workers.handles.clone(), intercept.services()?);
         let to_kernel = move |change| match change {

@@ -140,6 +140,8 @@ fn values_for_the_agent_become_its_variables_in_the_check_too() -> Result<()> {
         ("workers=null", "SLUICE_WORKERS", None),
         ("graceSeconds=120", "SLUICE_GRACE", Some("120s")),
         ("graceSeconds=0", "SLUICE_GRACE", Some("0s")),
+        ("limits={\"pings\":5,\"client-streams\":500}", "SLUICE_LIMIT", Some("client-streams=500,pings=5")),
+        ("limits={}", "SLUICE_LIMIT", None),
         ("cgroup=\"/sys/fs/cgroup/x\"", "SLUICE_CGROUP", Some("/sys/fs/cgroup/x")),
         ("cgroup=\"\"", "SLUICE_CGROUP", None),
         ("log=\"info,sluice_agent::pods=debug\"", "SLUICE_LOG", Some("info,sluice_agent::pods=debug")),
@@ -157,7 +159,7 @@ fn values_for_the_agent_become_its_variables_in_the_check_too() -> Result<()> {
 
 #[test]
 fn the_agent_understands_its_container() -> Result<()> {
-    let object = daemon_set(&["--set=workers=2", "--set=cgroup=/sys/fs/cgroup/x"])?;
+    let object = daemon_set(&["--set=workers=2", "--set=limits.pings=5", "--set=cgroup=/sys/fs/cgroup/x"])?;
     let pod = &object["spec"]["template"]["spec"];
     let cli = Cli::command();
     for container in [&pod["containers"][0], &pod["initContainers"][0]] {
@@ -199,6 +201,7 @@ fn a_value_of_unknown_name_or_wrong_type_is_refused_by_its_name() -> Result<()> 
         ("image.pullPolicy=\"Sometimes\"", "/image/pullPolicy"),
         ("graceSeconds=\"30s\"", "/graceSeconds"),
         ("workers=0", "/workers"),
+        ("limits={\"pings\":\"many\"}", "/limits/pings"),
         ("workers=257", "/workers"),
         // A bare off in YAML.
         ("bpfLog=false", "/bpfLog"),

@@ -270,7 +270,7 @@ mod tests {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
         let clusters = ["cluster", "cluster_clean_up"];
         let others = ["conformance", "kernel", "manifests", "node", "promises"];
-        let all = [&["check", "clean_up", "clients"][..], &clusters, &others].concat();
+        let all = [&["abuse", "check", "clean_up", "clients"][..], &clusters, &others].concat();
         assert_eq!(targets, all);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::{State, View};
 use crate::intercept::Verdict;
+use crate::splitter::Bound;
 use crate::table::Service;
 use crate::worker::PodReport;
 
@@ -92,6 +93,14 @@ impl Page {
             self.family(name, kind, help);
             for (pod, report) in pods() {
                 self.sample(name, &[("pod", &pod.name), ("netns", &pod.cookie.0)], of(report));
+            }
+        }
+        let name = "sluice_limited_total";
+        self.family(name, "counter", "How often peers ran into a limit.");
+        for (pod, report) in pods() {
+            for bound in Bound::ALL {
+                let labels: Labels<'_> = &[("pod", &pod.name), ("netns", &pod.cookie.0), ("limit", &bound.name())];
+                self.sample(name, labels, report.splitter.limited.get(bound));
             }
         }
         let name = "sluice_connections";

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{PodLine, Snapshot, State, View};
 use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
+use crate::splitter::Bound;
 use crate::table::{LeftAlone, Policy, Problem, Service};
 use crate::worker::{PodReport, Report};
 
@@ -115,6 +116,7 @@ fn traffic(report: &PodReport) -> Value {
         "streams_replayed": report.splitter.streams_replayed,
         "protocol_errors": report.splitter.protocol_errors,
         "floods": report.splitter.floods,
+        "limited": Bound::ALL.iter().map(|it| (it.name(), report.splitter.limited.get(*it))).collect::<BTreeMap<_, _>>(),
     })
 }
 

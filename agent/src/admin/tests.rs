@@ -83,12 +83,14 @@ fn a_workers_report_is_joined_to_its_pods() {
     let page: Value = serde_json::from_str(&status::page(&view)).unwrap();
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
+    assert_eq!(page["pods"][0]["traffic"]["limited"]["resets"], 0);
     assert_eq!(page["pods"][0]["traffic"]["ejected"][0], json!({ "address": "10.1.0.2:50051", "failures": 3 }));
 
     let page = metrics::page(&view);
     let series = "{pod=\"shop/we\\\"b\",netns=\"77\"";
     assert!(page.contains(&format!("sluice_streams_total{series}}} 40\n")), "{page}");
     assert!(page.contains(&format!("sluice_connections{series},protocol=\"http2\"}} 2\n")), "{page}");
+    assert!(page.contains(&format!("sluice_limited_total{series},limit=\"header-list\"}} 0\n")), "{page}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use anyhow::Result;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::intercept::{Heartbeat, Intercept};
+use crate::splitter::Limits;
 use crate::table::Change;
 use crate::worker::{self, WorkerHandle};
 
@@ -19,7 +20,7 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn spawn(count: usize, intercept: &Intercept) -> Result<Self> {
+    pub(super) fn spawn(count: usize, limits: &Limits, intercept: &Intercept) -> Result<Self> {
         let (sender, ended) = mpsc::unbounded_channel();
         let mut handles = Vec::new();
         for index in 0..count {
@@ -29,7 +30,7 @@ impl Workers {
             // The thread ends by itself when its last handle is dropped; until then `Life` tells of its end.
             let (handle, _thread) = worker::spawn(
                 index,
-                worker::Settings::default(),
+                worker::Settings { limits: limits.clone(), ..Default::default() },
                 Box::new(move |netns, peer| flows.take(netns, peer)),
                 Box::new(move || life.beat()),
             )?;

@@ -98,6 +98,8 @@ pub(super) struct Conn {
     /// Streams that ended lately, and whether we reset them.
     closed: VecDeque<(u32, bool)>,
     pub(super) drain: Drain,
+    /// Endpoint: resets of streams that are still too new for one, as they become due. Each takes its place till then.
+    pub(super) resets: VecDeque<(Instant, u32, Reason)>,
     /// Endpoint: no new stream (GOAWAY came, the endpoint left, ids are used up).
     pub(super) retired: bool,
     /// Endpoint: pairs that wait for it to be able to open a stream, in turn.
@@ -107,6 +109,11 @@ pub(super) struct Conn {
     pub(super) flood: FloodGuard,
     /// DATA went to the peer since its last PING.
     pub(super) fed: bool,
+    /// Too many cheap frames came: not read until the second is over.
+    pub(super) paused: bool,
+    /// Client: its requests go over endpoint connections apart from those of others, since endpoints may end a connection
+    /// for what it does. Endpoint: it is one of these.
+    pub(super) apart: bool,
     out: Vec<u8>,
     out_head: usize,
     /// Bytes the socket has taken since the beginning.
@@ -159,11 +166,14 @@ impl Conn {
             skipped: VecDeque::new(),
             closed: VecDeque::new(),
             drain: Drain::No,
+            resets: VecDeque::new(),
             retired: false,
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
             fed: false,
+            paused: false,
+            apart: false,
             out: Vec::new(),
             out_head: 0,
             flushed: 0,
@@ -262,7 +272,7 @@ impl Conn {
 
     /// Endpoint: at its MAX_CONCURRENT_STREAMS.
     pub(super) fn is_full(&self) -> bool {
-        self.settled && self.streams.len() >= self.peer.max_streams as usize
+        self.settled && self.streams.len() + self.resets.len() >= self.peer.max_streams as usize
     }
 
     /// Client: it opened this stream; those between were passed over.
@@ -361,6 +371,7 @@ impl std::fmt::Debug for Conn {
             .field("settled", &self.settled)
             .field("overdue", &self.overdue)
             .field("retired", &self.retired)
+            .field("paused", &self.paused)
             .field("peer", &self.peer)
             .field("send", &self.send)
             .field("recv", &self.recv)

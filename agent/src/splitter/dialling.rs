@@ -18,8 +18,9 @@ use crate::balance::{EndpointLoad, Reach, Standing};
 pub(super) struct Ways {
     /// What this pod cannot reach, shared with its opaque connections.
     pub(super) reach: Rc<Reach>,
-    /// Connections that take new streams, or will when their dials have succeeded, by endpoint.
-    pub(super) pools: FxHashMap<*const EndpointLoad, Vec<ConnId>>,
+    /// Connections that take new streams, or will when their dials have succeeded, by endpoint; those for hasty clients
+    /// apart from the others.
+    pub(super) pools: FxHashMap<(*const EndpointLoad, bool), Vec<ConnId>>,
     /// How many connections are `overdue`: keep requests waiting.
     overdue: usize,
 }
@@ -34,15 +35,21 @@ impl Ways {
         self.overdue
     }
 
-    pub(super) fn pool(&self, endpoint: &Rc<EndpointLoad>) -> &[ConnId] {
-        self.pools.get(&Rc::as_ptr(endpoint)).map_or(&[], Vec::as_slice)
+    pub(super) fn pool(&self, endpoint: &Rc<EndpointLoad>, apart: bool) -> &[ConnId] {
+        self.pools.get(&(Rc::as_ptr(endpoint), apart)).map_or(&[], Vec::as_slice)
     }
 
     /// What speaks against an endpoint for a stream that was tried on some.
-    pub(super) fn standing(&self, conns: &Conns, endpoint: &Rc<EndpointLoad>, tried: &[Rc<EndpointLoad>]) -> Standing {
+    pub(super) fn standing(
+        &self,
+        conns: &Conns,
+        endpoint: &Rc<EndpointLoad>,
+        apart: bool,
+        tried: &[Rc<EndpointLoad>],
+    ) -> Standing {
         if tried.iter().any(|tried| Rc::ptr_eq(tried, endpoint)) {
             Standing::Tried
-        } else if self.overdue > 0 && self.pool(endpoint).iter().any(|id| conns[id.index].overdue) {
+        } else if self.overdue > 0 && self.pool(endpoint, apart).iter().any(|id| conns[id.index].overdue) {
             Standing::Slow
         } else if self.reach.is_clear() {
             Standing::Good
@@ -54,10 +61,11 @@ impl Ways {
 
 impl Splitter {
     /// A new connection to the endpoint. Requests may wait for it.
-    pub(super) fn dial(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>) -> u32 {
+    pub(super) fn dial(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>, apart: bool) -> u32 {
         self.stats.endpoint_connections += 1;
         let id = self.new_conn(now, Role::Endpoint(Rc::clone(endpoint)));
-        self.ways.pools.entry(Rc::as_ptr(endpoint)).or_default().push(id);
+        self.conns[id.index].apart = apart;
+        self.ways.pools.entry((Rc::as_ptr(endpoint), apart)).or_default().push(id);
         self.effects.push_back(Effect::Dial(id, endpoint.addr()));
         self.arm(now + self.limits.dial_patience, id, DeadlineReason::SlowDial);
         id.index
@@ -68,8 +76,8 @@ impl Splitter {
     pub(super) fn probe(&mut self, now: Instant, key: PairKey) {
         let Some(pair) = self.pairs.get(key) else { return };
         let Some(endpoint) = self.ways.reach.probe(now, &pair.service) else { return };
-        if self.ways.pool(&endpoint).iter().all(|id| self.conns[id.index].settled) {
-            self.dial(now, &endpoint);
+        if self.ways.pool(&endpoint, false).iter().all(|id| self.conns[id.index].settled) {
+            self.dial(now, &endpoint, false);
         }
     }
 
@@ -122,7 +130,7 @@ impl Splitter {
             Role::Endpoint(endpoint) => {
                 (!conn.settled || conn.overdue)
                     && !conn.waiting.is_empty()
-                    && self.ways.standing(&self.conns, endpoint, &[]) != Standing::Good
+                    && self.ways.standing(&self.conns, endpoint, conn.apart, &[]) != Standing::Good
             }
             Role::Client(_) => false,
         };
@@ -137,16 +145,16 @@ impl Splitter {
     /// Gives the requests that wait for a dial to better endpoints, as far as there are any. If the dial is overdue,
     /// even an ejected one is better: refusals are quick.
     fn move_waiting(&mut self, now: Instant, c: u32) {
-        let (id, overdue) = (self.conns[c].id, self.conns[c].overdue);
+        let Conn { id, overdue, apart, .. } = self.conns[c];
         for key in std::mem::take(&mut self.conns[c].waiting) {
             if !self.waits_on(key, c) {
                 continue;
             }
             let (ways, conns, limits) = (&self.ways, &self.conns, &self.limits);
             let Some(pair) = self.pairs.get(key) else { continue };
-            let standing = |endpoint: &Rc<EndpointLoad>| match ways.standing(conns, endpoint, &pair.tried) {
+            let standing = |endpoint: &Rc<EndpointLoad>| match ways.standing(conns, endpoint, apart, &pair.tried) {
                 // It has waited enough: best is an endpoint that takes it at once.
-                Standing::Good if !ways.pool(endpoint).iter().any(|id| conns[id.index].can_open(limits)) => {
+                Standing::Good if !ways.pool(endpoint, apart).iter().any(|id| conns[id.index].can_open(limits)) => {
                     Standing::Untested
                 }
                 standing => standing,

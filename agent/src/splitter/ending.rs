@@ -152,7 +152,7 @@ impl Splitter {
         self.dial_ended(c);
         let conn = &self.conns[c];
         if let Role::Endpoint(endpoint) = &conn.role {
-            let key = Rc::as_ptr(endpoint);
+            let key = (Rc::as_ptr(endpoint), conn.apart);
             if let Some(pool) = self.ways.pools.get_mut(&key) {
                 pool.retain(|id| *id != conn.id);
                 if pool.is_empty() {

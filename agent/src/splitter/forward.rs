@@ -3,9 +3,10 @@
 //! Credit goes back to a sender here and only here: when its bytes have entered the receiver's output, which is
 //! bounded, or were thrown away. What cannot enter yet waits in the pair, within the window we granted.
 
+use std::rc::Rc;
 use std::time::Instant;
 
-use super::conn::State;
+use super::conn::{Role, State};
 use super::frame::{self, Reason};
 use super::message::Status;
 use super::pair::{Ending, Face, PairKey, Phase, Side};
@@ -40,7 +41,12 @@ impl Splitter {
             }
         }
         let Some(pair) = self.pairs.get(key) else { return };
-        pair.side(to).pending.extend_from_slice(rest);
+        let pending = &mut pair.side(to).pending;
+        if pending.capacity() - pending.len() < rest.len() {
+            // Much may wait, for many: no more memory than that.
+            pending.reserve_exact(rest.len().max(2 * 1024));
+        }
+        pending.extend_from_slice(rest);
         self.push(now, key, to);
     }
 
@@ -171,7 +177,7 @@ impl Splitter {
     }
 
     /// A stream left this endpoint connection.
-    fn place_freed(&mut self, now: Instant, c: u32) {
+    pub(super) fn place_freed(&mut self, now: Instant, c: u32) {
         self.admit(now, c);
         self.close_if_unused(now, c);
     }
@@ -261,6 +267,32 @@ impl Splitter {
         }
     }
 
+    /// Bytes that came from endpoint connection `c` wait for their client, and the pod is over its budget. Before the
+    /// connection's window is used up, it takes no more requests but of those who do not take what is theirs; others
+    /// would starve with them.
+    pub(super) fn part_if_starving(&mut self, c: u32, key: PairKey) {
+        let conn = &self.conns[c];
+        if conn.apart || conn.recv.held() * 4 < u64::from(self.limits.connection_window) {
+            return;
+        }
+        let Role::Endpoint(endpoint) = &conn.role else { return };
+        let (id, endpoint) = (conn.id, Rc::as_ptr(endpoint));
+        if let Some(pair) = self.pairs.get(key) {
+            self.conns[pair.client.conn].apart = true;
+        }
+        self.conns[c].apart = true;
+        let pool = self.ways.pools.entry((endpoint, false)).or_default();
+        let before = pool.len();
+        pool.retain(|other| *other != id);
+        let listed = pool.len() < before;
+        if pool.is_empty() {
+            self.ways.pools.remove(&(endpoint, false));
+        }
+        if listed {
+            self.ways.pools.entry((endpoint, true)).or_default().push(id);
+        }
+    }
+
     /// SETTINGS_INITIAL_WINDOW_SIZE changed on connection `c`.
     pub(super) fn shift_windows(&mut self, now: Instant, c: u32, difference: i64) -> Result<(), Fatal> {
         let face = self.conns[c].face();
@@ -292,10 +324,15 @@ impl Splitter {
         for (face, reason) in [(Face::Client, to_client), (Face::Endpoint, to_endpoint)] {
             let Some(reason) = reason else { continue };
             let Some(pair) = self.pairs.get(key) else { return };
+            let (unanswered, opened) = (pair.phase < Phase::Interim, pair.opened);
             let side = pair.side(face);
             if side.is_open() && !side.is_closed() {
                 side.we_reset = true;
-                self.conns[side.conn].reset(side.id, reason);
+                let (c, id) = (side.conn, side.id);
+                match face {
+                    Face::Endpoint if unanswered => self.reset_endpoint(now, c, id, opened, reason),
+                    _ => self.conns[c].reset(id, reason),
+                }
             }
         }
         self.release(now, key);

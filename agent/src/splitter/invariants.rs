@@ -136,13 +136,13 @@ impl Splitter {
     }
 
     fn check_pools(&self) {
-        for (endpoint, pool) in &self.ways.pools {
+        for (&(endpoint, apart), pool) in &self.ways.pools {
             assert!(!pool.is_empty(), "an empty pool");
             for id in pool {
                 let c = self.conns.slot(*id).expect("a connection in a pool lives");
                 let conn = &self.conns[c];
-                let of = |role: &Role| matches!(role, Role::Endpoint(load) if Rc::as_ptr(load) == *endpoint);
-                assert!(of(&conn.role), "{conn:?}: in another's pool");
+                let of = |role: &Role| matches!(role, Role::Endpoint(load) if Rc::as_ptr(load) == endpoint);
+                assert!(of(&conn.role) && conn.apart == apart, "{conn:?}: in another's pool");
                 assert!(conn.state != State::Closing && !conn.retired, "{conn:?}: in a pool, and takes no stream");
             }
             let conns = || pool.iter().map(|id| &self.conns[id.index]);
@@ -154,7 +154,7 @@ impl Splitter {
         }
         for conn in self.conns.live().filter(|conn| conn.state != State::Closing && !conn.retired) {
             if let Role::Endpoint(endpoint) = &conn.role {
-                let times = self.ways.pool(endpoint).iter().filter(|id| **id == conn.id).count();
+                let times = self.ways.pool(endpoint, conn.apart).iter().filter(|id| **id == conn.id).count();
                 assert_eq!(times, 1, "{conn:?}: how often it is in its pool");
             }
         }

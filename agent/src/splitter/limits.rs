@@ -1,8 +1,13 @@
-//! What bounds one pod's HTTP/2 world. All sizes in bytes, all in one place, validated once.
+//! What bounds one pod's HTTP/2 world. All sizes in bytes, all in one place, validated once. Which of them have a name
+//! on the command line is in `named`; how often each was reached is counted in [`Limited`].
+
+mod named;
 
 use std::time::Duration;
 
 use super::frame::{DEFAULT_MAX_FRAME, DEFAULT_WINDOW, MAX_WINDOW};
+
+pub use named::{LimitSetting, NAMED, Named};
 
 /// Bounds of one splitter. The defaults suit a node's agent; [`Limits::validated`] refuses what cannot work.
 #[derive(Clone, Debug)]
@@ -46,24 +51,93 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a draining connection waits for the client's PING acknowledgement before the final GOAWAY.
     pub drain_ping: Duration,
-    /// Per client connection and second: frames that cost us work and the client nothing.
+    /// Per connection and second: frames that cost us work and their sender nothing.
     pub floods: Floods,
 }
 
-/// How many of each a connection may send in one second; more ends it with ENHANCE_YOUR_CALM. Each is far above what
-/// any client does and far below what hurts.
+/// How many of each a connection may send in one second; one more, and it is not read until the second is over. Each is
+/// above what any client does for long, and far below what hurts.
 #[derive(Clone, Debug)]
 pub struct Floods {
-    /// RST_STREAM received on streams without a response yet (CVE-2023-44487).
+    /// Requests that the client ended within 10 ms and without an answer (CVE-2023-44487, CVE-2025-8671).
     pub resets: u32,
-    /// RST_STREAM that the peer made us send (CVE-2025-8671).
-    pub provoked_resets: u32,
+    /// Stream errors: RST_STREAM that the peer made us send, streams beyond `client_streams` included.
+    pub stream_errors: u32,
     pub pings: u32,
     pub settings: u32,
     /// DATA frames without payload that do not end a stream.
     pub empty_data: u32,
     pub priorities: u32,
     pub window_updates: u32,
+}
+
+/// A bound that a peer can run into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    // The connection was not read for the rest of a second: once for each such second.
+    Resets,
+    StreamErrors,
+    Pings,
+    Settings,
+    EmptyData,
+    Priorities,
+    WindowUpdates,
+    // The stream was refused.
+    ClientStreams,
+    HeaderList,
+    // The connection was ended.
+    HeaderBlock,
+    Continuations,
+    OutputLimit,
+}
+
+impl Bound {
+    pub const ALL: [Bound; 12] = [
+        Bound::Resets,
+        Bound::StreamErrors,
+        Bound::Pings,
+        Bound::Settings,
+        Bound::EmptyData,
+        Bound::Priorities,
+        Bound::WindowUpdates,
+        Bound::ClientStreams,
+        Bound::HeaderList,
+        Bound::HeaderBlock,
+        Bound::Continuations,
+        Bound::OutputLimit,
+    ];
+
+    /// The name of the limit, as in [`NAMED`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Bound::Resets => "resets",
+            Bound::StreamErrors => "stream-errors",
+            Bound::Pings => "pings",
+            Bound::Settings => "settings",
+            Bound::EmptyData => "empty-data",
+            Bound::Priorities => "priorities",
+            Bound::WindowUpdates => "window-updates",
+            Bound::ClientStreams => "client-streams",
+            Bound::HeaderList => "header-list",
+            Bound::HeaderBlock => "header-block",
+            Bound::Continuations => "continuations",
+            Bound::OutputLimit => "output-limit",
+        }
+    }
+}
+
+/// How often peers ran into each bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limited([u64; Bound::ALL.len()]);
+
+impl Limited {
+    pub fn get(&self, bound: Bound) -> u64 {
+        self.0[bound as usize]
+    }
+
+    pub(super) fn count(&mut self, bound: Bound) {
+        self.0[bound as usize] += 1;
+    }
 }
 
 impl Default for Limits {
@@ -91,9 +165,11 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(300),
             drain_ping: Duration::from_secs(1),
             floods: Floods {
-                resets: 500,
-                provoked_resets: 200,
-                pings: 1_000,
+                // Two for each stream that clients in use are ready to have open; of our time, 10 ms.
+                resets: 2_000,
+                stream_errors: 2_000,
+                // grpc-go sends one with the first DATA after each answered one: thousands a second where the way is short.
+                pings: 20_000,
                 settings: 100,
                 empty_data: 1_000,
                 priorities: 10_000,
@@ -107,11 +183,11 @@ impl Limits {
     /// Itself, or what is wrong with it.
     pub fn validated(self) -> Result<Self, String> {
         if self.stream_window < DEFAULT_WINDOW || self.stream_window > MAX_WINDOW {
-            return Err(format!("stream window {} is outside {DEFAULT_WINDOW}..={MAX_WINDOW}", self.stream_window));
+            return Err(format!("stream-window {} is outside {DEFAULT_WINDOW}..={MAX_WINDOW}", self.stream_window));
         }
         if self.connection_window < self.stream_window || self.connection_window > MAX_WINDOW {
             return Err(format!(
-                "connection window {} is below the stream window {} or above {MAX_WINDOW}",
+                "connection-window {} is below stream-window {} or above {MAX_WINDOW}",
                 self.connection_window, self.stream_window
             ));
         }
@@ -120,15 +196,16 @@ impl Limits {
             || self.output_limit <= self.output_stop
         {
             return Err(format!(
-                "output bounds {}, {} and {} must rise, the first from {} on",
+                "output-limit {} is not above {}, or the bounds below it ({}, {}) do not rise from {} on",
+                self.output_limit,
+                self.output_stop,
                 self.output_high,
                 self.output_stop,
-                self.output_limit,
                 2 * DEFAULT_MAX_FRAME
             ));
         }
         if self.client_streams == 0 || self.connections_per_endpoint == 0 || self.attempts == 0 {
-            return Err("streams, connections and attempts are at least 1".into());
+            return Err("client-streams, endpoint-connections and attempts are at least 1".into());
         }
         Ok(self)
     }

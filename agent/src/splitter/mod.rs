@@ -33,12 +33,13 @@ use crate::balance::{Reach, ServiceLoad};
 
 use conn::{Conn, Conns, Role, State, WakeList};
 use dialling::Ways;
+use flood::Haste;
 use hpack::HeaderList;
 use pair::Pairs;
 
 use frame::DEFAULT_WINDOW;
 pub use frame::{PREFACE, Reason};
-pub use limits::{Floods, Limits};
+pub use limits::{Bound, Floods, LimitSetting, Limited, Limits, NAMED, Named};
 
 /// So many connections of a kind get a whole connection window; with more of them each gets a smaller one.
 const WHOLE_WINDOWS: u64 = 4;
@@ -65,7 +66,8 @@ impl ConnId {
 pub enum Effect {
     /// Dial the endpoint for this new connection; answer with `handle_connected` or `handle_closed`.
     Dial(ConnId, EndpointAddr),
-    /// The connection has output that it did not have before. Named once until the output was empty again.
+    /// The connection has output that it did not have before (named once until the output was empty again), or it may be
+    /// read again after a pause.
     Write(ConnId),
     /// Write what `output` still holds, then shut down and forget the connection; the splitter forgets it when the
     /// output is consumed, or now where there is none. Sent once per connection, except for those that ended by
@@ -80,6 +82,10 @@ pub enum DeadlineReason {
     SlowDial,
     /// An endpoint that accepted has sent no SETTINGS.
     EndpointSettings,
+    /// A connection that sent too many cheap frames may be read again.
+    PauseEnd,
+    /// A reset towards an endpoint was held back, since the request was too new.
+    LateReset,
     /// An endpoint connection may have been without streams for long.
     IdleEndpoint,
     /// A draining client has not acknowledged the PING.
@@ -103,6 +109,8 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Connections ended for a flood.
     pub floods: u64,
+    /// How often peers ran into limits.
+    pub limited: Limited,
     /// Now open.
     pub open_streams: u64,
 }
@@ -126,6 +134,7 @@ pub struct Splitter {
     held: usize,
     /// Bytes in the replay buffers of all pairs.
     replay_held: usize,
+    haste: Haste,
     /// All clients are to go; until when.
     draining: Option<Instant>,
     stats: Stats,
@@ -157,6 +166,7 @@ impl Splitter {
             spare_lists: Vec::new(),
             held: 0,
             replay_held: 0,
+            haste: Haste::default(),
             draining: None,
             stats: Stats::default(),
         }
@@ -234,6 +244,8 @@ impl Splitter {
                         self.fail_conn(now, c, Reason::SETTINGS_TIMEOUT, "no SETTINGS");
                     }
                 }
+                DeadlineReason::PauseEnd => self.end_pause(now, c),
+                DeadlineReason::LateReset => self.send_late_resets(now, c),
                 DeadlineReason::IdleEndpoint => self.check_idle(now, c),
                 DeadlineReason::DrainPing => self.finish_drain(now, c),
                 DeadlineReason::DrainEnd => {
@@ -284,12 +296,12 @@ impl Splitter {
         }
     }
 
-    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer;
-    /// it turns true again by `consumed` on the same connection.
+    /// Whether bytes of this connection are welcome now. False only while its peer does not take what we must answer,
+    /// until `consumed` on the same connection; and while it pauses, until an [`Effect::Write`].
     pub fn wants_read(&self, conn: ConnId) -> bool {
         self.conns.slot(conn).is_some_and(|c| {
             let conn = &self.conns[c];
-            conn.state == State::Open && conn.backlog() < self.limits.output_stop
+            conn.state == State::Open && !conn.paused && conn.backlog() < self.limits.output_stop
         })
     }
 

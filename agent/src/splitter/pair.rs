@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::ConnId;
 use super::flow::{RecvWindow, SendWindow};
@@ -185,6 +186,8 @@ pub(super) struct Pair {
     /// Endpoints that this stream was tried on before.
     pub(super) tried: Vec<Rc<EndpointLoad>>,
     pub(super) phase: Phase,
+    /// When the request came, or, if that is later, when it went to the endpoint.
+    pub(super) opened: Instant,
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
     pub(super) head: bool,

@@ -7,6 +7,7 @@ use super::conn::{Block, Drain, Role, State};
 use super::flood::Cheap;
 use super::frame::{self, DEFAULT_MAX_FRAME, HEAD_LEN, Head, MAX_WINDOW, Reason, be_u32, flag, kind, setting};
 use super::hpack::ListLimits;
+use super::limits::Bound;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
@@ -154,10 +155,13 @@ impl Splitter {
     fn continuation(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         let Some(block) = &mut self.conns[c].block else { return Err(protocol("CONTINUATION without HEADERS")) };
         block.continuations += 1;
-        if block.continuations > self.limits.continuations
-            || block.bytes.len() + payload.len() > self.limits.header_block
-        {
+        if block.continuations > self.limits.continuations {
+            self.stats.limited.count(Bound::Continuations);
             return Err(Fatal(Reason::ENHANCE_YOUR_CALM, "header block without end"));
+        }
+        if block.bytes.len() + payload.len() > self.limits.header_block {
+            self.stats.limited.count(Bound::HeaderBlock);
+            return Err(Fatal(Reason::ENHANCE_YOUR_CALM, "header block too large"));
         }
         block.bytes.extend_from_slice(payload);
         if !head.has(flag::END_HEADERS) {
@@ -183,6 +187,9 @@ impl Splitter {
             .decoder
             .decode(block, limits, &mut self.list)
             .map_err(|_| Fatal(Reason::COMPRESSION_ERROR, "undecodable header block"))?;
+        if decoded.too_large {
+            self.stats.limited.count(Bound::HeaderList);
+        }
         let section = Section { stream, end_stream, self_dependent, too_large: decoded.too_large };
         match conn.face() {
             Face::Client => self.client_headers(now, c, section),
@@ -208,9 +215,10 @@ impl Splitter {
             conn.release(head.length);
             return self.late_frame(now, c, head.stream);
         };
-        if body.is_empty() && !end_stream && face == Face::Client {
-            conn.flood.count(now, Cheap::EmptyData, &self.limits.floods).map_err(calm)?;
+        if body.is_empty() && !end_stream {
+            self.charge(now, c, Cheap::EmptyData);
         }
+        let conn = &mut self.conns[c];
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
         let answered = pair.phase == Phase::Answered;
         let side = pair.side(face);
@@ -224,7 +232,8 @@ impl Splitter {
         }
         // The connection's credit comes back at once while the pod is within its budget: many streams that wait must not
         // starve the others of the connection's window. The stream's own credit comes back when its bytes have gone on.
-        if self.held + head.length <= self.limits.pod_budget {
+        let paid = self.held + head.length <= self.limits.pod_budget;
+        if paid {
             conn.release(head.length);
         } else {
             side.unpaid += head.length;
@@ -241,12 +250,16 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = end_stream;
+        let id = self.conns[c].id;
         self.forward(now, key, face.other(), body, end_stream);
         if self.held > self.limits.pod_budget + OVERDRAFT {
             self.shed(now, key, face.other());
         }
         if end_stream {
             self.free_endpoint(now, key);
+        }
+        if !paid && self.conns.slot(id).is_some() {
+            self.part_if_starving(c, key);
         }
         Ok(())
     }
@@ -260,9 +273,9 @@ impl Splitter {
             (_, Drain::Final(last)) if stream > last => Ok(()),
             _ if conn.remembered(stream) == Some(true) => Ok(()),
             _ => {
-                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(stream, Reason::STREAM_CLOSED);
                 conn.remember(stream, true);
+                self.charge(now, c, Cheap::StreamError);
                 Ok(())
             }
         }
@@ -272,8 +285,8 @@ impl Splitter {
         if head.stream == 0 {
             return Err(protocol("PRIORITY on stream 0"));
         }
+        self.charge(now, c, Cheap::Priority);
         let conn = &mut self.conns[c];
-        conn.flood.count(now, Cheap::Priority, &self.limits.floods).map_err(calm)?;
         let reason = match payload.len() {
             5 if be_u32(payload) & 0x7fff_ffff != head.stream => return Ok(()),
             5 => Reason::PROTOCOL_ERROR,
@@ -284,8 +297,8 @@ impl Splitter {
             // No RST_STREAM names an idle stream (RFC 9113 §6.4): then the connection is in error (§5.4.2).
             None if conn.is_idle(head.stream) => Err(Fatal(reason, "malformed PRIORITY on an idle stream")),
             None => {
-                conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
                 conn.reset(head.stream, reason);
+                self.charge(now, c, Cheap::StreamError);
                 Ok(())
             }
         }
@@ -303,10 +316,7 @@ impl Splitter {
         let Some(&key) = conn.streams.get(&head.stream) else { return Ok(()) };
         match conn.face() {
             Face::Client => {
-                let unanswered = self.pairs.get(key).is_some_and(|pair| pair.phase < Phase::Answered);
-                if unanswered {
-                    self.conns[c].flood.count(now, Cheap::Reset, &self.limits.floods).map_err(calm)?;
-                }
+                self.charge_haste(now, c, key);
                 self.client_reset(now, key, reason);
             }
             Face::Endpoint => self.endpoint_reset(now, key, reason),
@@ -318,7 +328,6 @@ impl Splitter {
         if head.stream != 0 {
             return Err(protocol("SETTINGS on a stream"));
         }
-        let conn = &mut self.conns[c];
         if head.has(flag::ACK) {
             return if payload.is_empty() {
                 Ok(())
@@ -329,7 +338,8 @@ impl Splitter {
         if !payload.len().is_multiple_of(6) {
             return Err(frame_size("SETTINGS is no multiple of 6 bytes"));
         }
-        conn.flood.count(now, Cheap::Settings, &self.limits.floods).map_err(calm)?;
+        self.charge(now, c, Cheap::Settings);
+        let conn = &mut self.conns[c];
         let mut window = conn.peer.initial_window;
         for entry in payload.chunks_exact(6) {
             let value = be_u32(&entry[2..]);
@@ -375,7 +385,6 @@ impl Splitter {
         if head.stream != 0 {
             return Err(protocol("PING on a stream"));
         }
-        let conn = &mut self.conns[c];
         if head.has(flag::ACK) {
             if opaque == DRAIN_PING {
                 self.finish_drain(now, c);
@@ -383,10 +392,10 @@ impl Splitter {
             return Ok(());
         }
         // gRPC peers measure the way by a PING for every DATA that comes while none is out: thousands a second, and no flood.
-        if !std::mem::take(&mut conn.fed) {
-            conn.flood.count(now, Cheap::Ping, &self.limits.floods).map_err(calm)?;
+        if !std::mem::take(&mut self.conns[c].fed) {
+            self.charge(now, c, Cheap::Ping);
         }
-        frame::write_ping(conn.out(), true, opaque);
+        frame::write_ping(self.conns[c].out(), true, opaque);
         Ok(())
     }
 
@@ -410,8 +419,8 @@ impl Splitter {
             return Err(frame_size("WINDOW_UPDATE is 4 bytes"));
         }
         let increment = be_u32(payload) & MAX_WINDOW;
+        self.charge(now, c, Cheap::WindowUpdate);
         let conn = &mut self.conns[c];
-        conn.flood.count(now, Cheap::WindowUpdate, &self.limits.floods).map_err(calm)?;
         if head.stream == 0 {
             if increment == 0 {
                 return Err(protocol("WINDOW_UPDATE of 0"));
@@ -442,15 +451,12 @@ impl Splitter {
     pub(super) fn stream_error(&mut self, now: Instant, c: u32, key: PairKey, reason: Reason) -> Result<(), Fatal> {
         match self.conns[c].face() {
             Face::Client => {
-                self.conns[c].flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
+                self.charge(now, c, Cheap::StreamError);
+                self.charge_haste(now, c, key);
                 self.client_fault(now, key, reason);
             }
             Face::Endpoint => self.endpoint_fault(now, key, reason),
         }
         Ok(())
     }
-}
-
-pub(super) const fn calm(what: &'static str) -> Fatal {
-    Fatal(Reason::ENHANCE_YOUR_CALM, what)
 }

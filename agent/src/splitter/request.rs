@@ -9,9 +9,10 @@ use super::conn::{Drain, Role, State};
 use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::{MAX_WINDOW, Reason};
+use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
-use super::receive::{Fatal, Section, calm};
+use super::receive::{Fatal, Section};
 use crate::balance::EndpointLoad;
 
 /// Why a request goes to another endpoint, or to another connection of the same one.
@@ -52,6 +53,7 @@ impl Splitter {
             return self.reset_unknown(now, c, stream, Reason::PROTOCOL_ERROR);
         }
         if conn.streams.len() >= self.limits.client_streams as usize {
+            self.stats.limited.count(Bound::ClientStreams);
             return self.reset_unknown(now, c, stream, Reason::REFUSED_STREAM);
         }
         if section.too_large {
@@ -88,6 +90,7 @@ impl Splitter {
             picked: None,
             tried: Vec::new(),
             phase: Phase::Waiting,
+            opened: now,
             grpc: request.grpc,
             head: request.head,
             connect: request.connect,
@@ -106,9 +109,9 @@ impl Splitter {
     /// RST_STREAM for a stream that has no pair.
     fn reset_unknown(&mut self, now: Instant, c: u32, stream: u32, reason: Reason) -> Result<(), Fatal> {
         let conn = &mut self.conns[c];
-        conn.flood.count(now, Cheap::ProvokedReset, &self.limits.floods).map_err(calm)?;
         conn.reset(stream, reason);
         conn.remember(stream, true);
+        self.charge(now, c, Cheap::StreamError);
         Ok(())
     }
 
@@ -145,7 +148,8 @@ impl Splitter {
         pair.phase = Phase::Waiting;
         pair.picked = None;
         pair.attempts += 1;
-        let picked = pair.service.pick(&mut self.rng, |endpoint| ways.standing(conns, endpoint, &pair.tried));
+        let apart = conns[pair.client.conn].apart;
+        let picked = pair.service.pick(&mut self.rng, |endpoint| ways.standing(conns, endpoint, apart, &pair.tried));
         // An endpoint that refused it does not get it again: then there is no other one left.
         let again = picked.as_ref().is_some_and(|p| pair.tried.iter().any(|tried| Rc::ptr_eq(tried, p.endpoint())));
         match picked {
@@ -162,7 +166,9 @@ impl Splitter {
     /// A connection to this endpoint for one more request: one that can open a stream now, else one that soon will,
     /// else a new one.
     pub(super) fn place(&mut self, now: Instant, key: PairKey, endpoint: &Rc<EndpointLoad>) {
-        let pool = self.ways.pool(endpoint);
+        let Some(pair) = self.pairs.get(key) else { return };
+        let apart = self.conns[pair.client.conn].apart;
+        let pool = self.ways.pool(endpoint, apart);
         let mut soon: Option<u32> = None;
         for id in pool {
             let conn = &self.conns[id.index];
@@ -177,7 +183,7 @@ impl Splitter {
         if soon.is_none() && pool.len() >= self.limits.connections_per_endpoint {
             soon = pool.iter().map(|id| id.index).min_by_key(|c| self.conns[*c].waiting.len());
         }
-        let c = soon.unwrap_or_else(|| self.dial(now, endpoint));
+        let c = soon.unwrap_or_else(|| self.dial(now, endpoint, apart));
         let Some(pair) = self.pairs.get(key) else { return };
         pair.endpoint.conn = c;
         self.pairs.line_up(&mut self.conns[c].waiting, key);
@@ -205,7 +211,7 @@ impl Splitter {
         }
         let Role::Endpoint(endpoint) = &conn.role else { return };
         let endpoint = Rc::clone(endpoint);
-        let pool = self.ways.pool(&endpoint);
+        let pool = self.ways.pool(&endpoint, conn.apart);
         let all_full = pool.iter().all(|id| self.conns[id.index].is_full());
         if all_full && pool.len() >= self.limits.connections_per_endpoint {
             return;
@@ -220,8 +226,9 @@ impl Splitter {
     /// A request that waits on another connection to the same endpoint as `c`: one that is full, where it could wait for
     /// ever, or that does not come about.
     fn next_of_pool(&mut self, c: u32) -> Option<(u32, PairKey)> {
-        let Role::Endpoint(endpoint) = &self.conns[c].role else { return None };
-        let pool = self.ways.pool(endpoint);
+        let conn = &self.conns[c];
+        let Role::Endpoint(endpoint) = &conn.role else { return None };
+        let pool = self.ways.pool(endpoint, conn.apart);
         let other = pool.iter().map(|id| id.index).find(|other| !self.conns[*other].waiting.is_empty())?;
         Some((other, self.conns[other].waiting.pop_front()?))
     }
@@ -250,6 +257,7 @@ impl Splitter {
         let whole = side.pending().is_empty() && matches!(side.end, Ending::EndStream);
         side.send_ended = whole;
         pair.phase = Phase::Sent;
+        pair.opened = now;
         pair.sent_at = conn.out_end();
         conn.write_headers(stream, whole, &pair.request);
         // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
@@ -277,8 +285,11 @@ impl Splitter {
 
     /// From here on the request is bound to its endpoint.
     pub(super) fn drop_replay(&mut self, key: PairKey) {
-        if let Some(kept) = self.pairs.get(key).and_then(|pair| pair.replay.take()) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if let Some(kept) = pair.replay.take() {
+            let request = std::mem::take(&mut pair.request);
             self.replay_held -= kept.len();
+            self.recycle(request);
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Splitter;
 use super::frame::Reason;
+use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, PairKey, Phase};
 use super::receive::{Fatal, Section};
@@ -24,6 +25,7 @@ impl Splitter {
         let client = pair.client.conn;
         if self.conns[client].backlog() > self.limits.output_limit {
             // No window holds header blocks back (RFC 9113 §5.2): only the end of a client that takes none bounds them.
+            self.stats.limited.count(Bound::OutputLimit);
             self.fail_conn(now, client, Reason::ENHANCE_YOUR_CALM, "responses are not taken");
             return Ok(());
         }

@@ -189,6 +189,8 @@ fn a_sender_beyond_its_stream_s_window_ends_that_stream_alone_and_keeps_the_conn
         if stream > 1 {
             s.send(&client, headers(stream, MORE, CALL));
         }
+        // In haste it would get an endpoint connection apart.
+        s.pass(std::time::Duration::from_millis(10));
         s.send(&client, [frames(stream, 262_144, MORE), data(stream, MORE, &[0; 16_384])].concat());
         assert_eq!(client.got(), [was_reset(stream, FLOW_CONTROL_ERROR)]);
         assert_eq!(server.got().last(), Some(&was_reset(stream, CANCEL)));

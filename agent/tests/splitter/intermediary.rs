@@ -89,12 +89,11 @@ fn an_endpoint_that_asks_for_calm_costs_no_request_that_it_has_not_processed() {
         // What it may have processed is not sent twice.
         drop(old);
         s.send(&new, headers(1, END, OK));
-        let got = client.got();
-        let [Got::Headers { stream: 1, fields, .. }, Got::Reset { stream: 1, code: NO_ERROR }, answer] = &got[..]
-        else {
-            panic!("{got:?}")
+        let (answer, failure): (Vec<_>, Vec<_>) = client.got().into_iter().partition(|got| *got == heard(3, END, OK));
+        let [Got::Headers { stream: 1, fields, .. }, Got::Reset { stream: 1, code: NO_ERROR }] = &failure[..] else {
+            panic!("{failure:?}")
         };
-        assert_eq!((&fields[2].1, answer), (&"14".to_owned(), &heard(3, END, OK)));
+        assert_eq!((answer.len(), fields[2].1.as_str()), (1, "14"));
     });
 }
 

@@ -1,9 +1,9 @@
-//! Promises about floods and bounds: a client that floods ends its own connection and nobody else's, endpoints see no
-//! more than a direct client could do to them, and claims cost nothing.
+//! Promises about floods and bounds: a peer that floods slows its own connection and nobody else's, endpoints see no
+//! more than a direct client could do to them, bursts that mean no harm pass, and claims cost nothing.
 
 use std::time::Duration;
 
-use sluice_agent::splitter::{Floods, Limits};
+use sluice_agent::splitter::{Bound, Floods, Limits};
 
 use crate::script::{Peer, Script};
 use crate::wire::*;
@@ -12,7 +12,7 @@ use crate::wire::*;
 fn strict() -> Limits {
     let floods = Floods {
         resets: 10,
-        provoked_resets: 10,
+        stream_errors: 10,
         pings: 10,
         settings: 10,
         empty_data: 10,
@@ -38,58 +38,245 @@ fn still_served(s: &mut Script, good: &mut Peer, server: &Peer) {
 }
 
 #[test]
-fn a_flood_ends_its_own_connection_and_no_other() {
-    let floods: Vec<(&str, Vec<u8>)> = vec![
-        ("PING", ping(0, b"12345678")),
-        ("SETTINGS", settings(&[])),
-        ("empty DATA", data(1, MORE, b"")),
-        ("DATA of padding", padded_data(1, MORE, b"", 3)),
-        ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
-        ("WINDOW_UPDATE", window(0, 1)),
-        ("WINDOW_UPDATE on a stream", window(1, 1)),
+fn a_flood_is_not_read_until_the_second_is_over_and_nobody_else_waits() {
+    let floods: Vec<(Bound, Vec<u8>)> = vec![
+        (Bound::Pings, ping(0, b"12345678")),
+        (Bound::Settings, settings(&[])),
+        (Bound::EmptyData, data(1, MORE, b"")),
+        (Bound::EmptyData, padded_data(1, MORE, b"", 3)),
+        (Bound::Priorities, frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
+        (Bound::WindowUpdates, window(0, 1)),
+        (Bound::WindowUpdates, window(1, 1)),
+        (Bound::StreamErrors, headers(2_000_001, END, &[(":method", "GET")])),
     ];
-    for (why, flood) in floods {
+    for (bound, flood) in floods {
         // One that had leave to send SETTINGS has used one up.
-        let allowed = if why == "SETTINGS" { 9 } else { 10 };
+        let allowed = if bound == Bound::Settings { 9 } else { 10 };
         let (mut s, mut good, mut bad, mut server) = stage(strict());
-        (0..allowed).for_each(|_| bad.flood(&flood));
+        let conn = bad.conn.unwrap();
+        let mut next = 3;
+        let mut send = |bad: &mut Peer| {
+            if bound == Bound::StreamErrors {
+                bad.put(headers(next, END, &[(":method", "GET")]));
+                next += 2;
+            } else {
+                bad.flood(&flood);
+            }
+        };
+        (0..allowed).for_each(|_| send(&mut bad));
         s.run();
-        assert!(!bad.got().contains(&Got::Closed), "{why}: within the limit");
-        // In the next second as many again.
-        s.pass(Duration::from_secs(1));
-        (0..10).for_each(|_| bad.flood(&flood));
-        s.run();
-        assert!(!bad.got().contains(&Got::Closed), "{why}: the next second");
-        bad.flood(&flood);
-        s.run();
-        let got = bad.got();
-        assert!(got.ends_with(&[bye(1, ENHANCE_YOUR_CALM), Got::Closed]), "{why}: {got:?}");
-        assert_eq!(server.got(), [was_reset(3, CANCEL)], "{why}");
-        assert_eq!(s.world.stats().floods, 1, "{why}");
+        assert!(s.world.splitter.wants_read(conn), "{bound:?}: within the limit");
+        for second in 1..=3 {
+            send(&mut bad);
+            s.run();
+            assert!(!s.world.splitter.wants_read(conn), "{bound:?}: one too many");
+            assert_eq!(s.world.stats().limited.get(bound), second, "{bound:?}");
+            // It may go on, but nobody listens.
+            bad.got();
+            (0..10).for_each(|_| send(&mut bad));
+            s.run();
+            assert_eq!(bad.got(), [], "{bound:?}");
+            // In the next second it is read again, as far as the limit.
+            s.pass(Duration::from_secs(1));
+            assert!(s.world.splitter.wants_read(conn), "{bound:?}: the next second");
+        }
+        assert!(!bad.got().contains(&Got::Closed), "{bound:?}");
+        assert_eq!(s.world.stats().floods, 0, "{bound:?}");
+        assert_eq!(server.got(), [], "{bound:?}: the endpoint hears nothing of it");
         still_served(&mut s, &mut good, &server);
     }
 }
 
 #[test]
-fn a_rapid_reset_reaches_the_endpoint_no_more_often_than_allowed() {
-    let (mut s, mut good, mut bad, mut server) = stage(strict());
-    let burst = |n: u32| [headers(3 + 2 * n, END, CALL), reset(3 + 2 * n, CANCEL)].concat();
-    s.send(&bad, (0..1_000).flat_map(burst).collect::<Vec<u8>>());
-    assert_eq!(bad.got(), [bye(23, ENHANCE_YOUR_CALM), Got::Closed]);
-    let heads = server.got().iter().filter(|got| matches!(got, Got::Headers { .. })).count();
-    assert_eq!(heads, 11);
+fn who_floods_for_ten_seconds_without_a_break_is_ended() {
+    let (mut s, mut good, mut bad, server) = stage(strict());
+    for second in 1..=20 {
+        for _ in 0..11 {
+            bad.put(ping(0, b"12345678"));
+        }
+        s.run();
+        bad.got();
+        // With a break after the ninth.
+        s.pass(Duration::from_secs(if second == 9 { 3 } else { 1 }));
+        assert_eq!(bad.got().last() == Some(&Got::Closed), second == 19, "{second}");
+        if second == 19 {
+            break;
+        }
+    }
+    assert_eq!(s.world.stats().floods, 1);
     still_served(&mut s, &mut good, &server);
 }
 
 #[test]
-fn resets_that_a_client_provokes_are_counted_too() {
-    let (mut s, mut good, mut bad, mut server) = stage(strict());
-    let burst = |n: u32| [headers(3 + 2 * n, MORE, CALL), window(3 + 2 * n, 0)].concat();
-    s.send(&bad, (0..1_000).flat_map(burst).collect::<Vec<u8>>());
-    assert!(bad.got().ends_with(&[bye(23, ENHANCE_YOUR_CALM), Got::Closed]));
-    let heads = server.got().iter().filter(|got| matches!(got, Got::Headers { .. })).count();
-    assert_eq!(heads, 11);
+fn requests_taken_back_in_haste_by_many_connections_reach_the_endpoint_later() {
+    let (mut s, mut good, _bad, mut server) = stage(Limits::default());
+    let clients: Vec<Peer> = (0..30).map(|_| s.client()).collect();
+    for client in &clients {
+        s.send(client, headers(1, END, CALL));
+        s.send(client, reset(1, CANCEL));
+    }
+    // Those beyond a few live as long as an endpoint takes to look at them, and no longer.
+    assert_eq!(requests_and_resets(&server.got()), (30, 10));
+    s.pass(Duration::from_millis(9));
+    assert_eq!(server.got(), []);
+    s.pass(Duration::from_millis(1));
+    assert_eq!(requests_and_resets(&server.got()), (0, 20));
     still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn a_request_whose_reset_is_held_back_keeps_its_place_at_the_endpoint() {
+    let mut s = Script::with(Limits { connections_per_endpoint: 1, ..Limits::default() }, 1);
+    let (client, mut server) = s.call_with(&[], &[(MAX_CONCURRENT_STREAMS, 12)]);
+    let others: Vec<Peer> = (0..12).map(|_| s.client()).collect();
+    for other in &others[..11] {
+        s.send(other, [headers(1, END, CALL), reset(1, CANCEL)].concat());
+    }
+    assert_eq!(requests_and_resets(&server.got()), (11, 10));
+    // Stream 1 and the one held back are open, ten places are free.
+    (0..11).for_each(|n| s.send(&client, headers(3 + 2 * n, END, CALL)));
+    assert_eq!(requests_and_resets(&server.got()), (10, 0));
+    s.pass(Duration::from_millis(10));
+    assert_eq!(requests_and_resets(&server.got()), (1, 1));
+}
+
+#[test]
+fn answers_that_have_ended_and_wait_for_their_client_are_within_the_pods_budget() {
+    let budget = 1 << 20;
+    let mut s = Script::with(Limits { pod_budget: budget, ..Limits::default() }, 1);
+    let (mut client, mut server) = s.call_with(&[(INITIAL_WINDOW_SIZE, 0)], &[]);
+    let mut window = 65_535 + server.credit(0) as usize;
+    let mut sent = 0;
+    // Each answer ends, and none is taken: the endpoint runs out of leave to send.
+    for n in 0..1_000u32 {
+        let stream = 1 + 2 * n;
+        if n > 0 {
+            s.send(&client, headers(stream, END, CALL));
+            let apart = s.accept_any();
+            if apart.is_some() {
+                break;
+            }
+        }
+        server.got();
+        if window < 16_384 {
+            break;
+        }
+        s.send(&server, [headers(stream, MORE, OK), data(stream, END, &[0; 16_384])].concat());
+        sent += 16_384;
+        window = window - 16_384 + server.credit(0) as usize;
+    }
+    assert!(sent <= budget + (1 << 20), "{sent}");
+    // Those who do take theirs go over another connection, and are served.
+    let mut good = s.client();
+    s.send(&good, headers(1, END, CALL));
+    let (_, server) = s.server_with(&[]);
+    s.send(&server, [headers(1, MORE, OK), headers(1, END, DONE)].concat());
+    s.send(&server, [headers(3, MORE, OK), headers(3, END, DONE)].concat());
+    assert_eq!(good.got(), [heard(1, MORE, OK), heard(1, END, DONE)]);
+    drop(client.got());
+}
+
+#[test]
+fn an_endpoint_that_floods_is_not_read_until_the_second_is_over() {
+    let (mut s, mut good, _bad, mut server) = stage(strict());
+    for _ in 0..11 {
+        server.put(ping(0, b"12345678"));
+    }
+    s.run();
+    server.got();
+    server.put([headers(1, MORE, OK), headers(1, END, DONE)].concat());
+    s.run();
+    assert_eq!(good.got(), []);
+    s.pass(Duration::from_secs(1));
+    assert_eq!(good.got(), [heard(1, MORE, OK), heard(1, END, DONE)]);
+    assert_eq!(s.world.stats().limited.get(Bound::Pings), 1);
+}
+
+/// Of what endpoints heard: requests and resets.
+fn requests_and_resets(got: &[Got]) -> (usize, usize) {
+    let heads = got.iter().filter(|got| matches!(got, Got::Headers { .. })).count();
+    (heads, got.iter().filter(|got| matches!(got, Got::Reset { .. })).count())
+}
+
+/// Plays a flood of hasty ends a second, in chunks as sockets give them, and gives what endpoints heard of it on the
+/// connection of the client that behaves, and on the one apart.
+fn hasty(s: &mut Script, bad: &Peer, server: &mut Peer, burst: &dyn Fn(u32) -> Vec<u8>) -> [(usize, usize); 2] {
+    for chunk in 0..100 {
+        s.send(bad, (0..10).flat_map(|n| burst(3 + 2 * (10 * chunk + n))).collect::<Vec<u8>>());
+    }
+    let (_, mut apart) = s.server_with(&[]);
+    s.run();
+    assert!(s.accept_any().is_none(), "one connection apart");
+    [requests_and_resets(&server.got()), requests_and_resets(&apart.got())]
+}
+
+#[test]
+fn a_rapid_reset_is_slowed_and_kept_apart_from_others() {
+    let (mut s, mut good, bad, mut server) = stage(strict());
+    let burst = |stream: u32| [headers(stream, END, CALL), reset(stream, CANCEL)].concat();
+    let [(shared, resets), (apart, _)] = hasty(&mut s, &bad, &mut server, &burst);
+    assert!(shared <= 11 && resets <= 11 && shared + apart <= 20, "{shared} {resets} {apart}");
+    assert_eq!(s.world.stats().limited.get(Bound::Resets), 1);
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn resets_that_a_client_provokes_are_slowed_and_kept_apart_too() {
+    let floods = Floods { stream_errors: 1_000, window_updates: 1_000, ..strict().floods };
+    let (mut s, mut good, bad, mut server) = stage(Limits { floods, ..Limits::default() });
+    let burst = |stream: u32| [headers(stream, MORE, CALL), window(stream, 0)].concat();
+    let [(shared, resets), (apart, _)] = hasty(&mut s, &bad, &mut server, &burst);
+    assert!(shared <= 11 && resets <= 11 && shared + apart <= 20, "{shared} {resets} {apart}");
+    assert_eq!(s.world.stats().limited.get(Bound::Resets), 1);
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn an_endpoint_that_ends_the_connection_of_hasty_clients_ends_no_other() {
+    let (mut s, mut good, bad, mut server) = stage(Limits::default());
+    for n in 0..20 {
+        s.send(&bad, [headers(3 + 2 * n, END, CALL), reset(3 + 2 * n, CANCEL)].concat());
+    }
+    let (_, mut apart) = s.server_with(&[]);
+    s.send(&bad, [headers(101, END, CALL), reset(101, CANCEL)].concat());
+    s.pass(Duration::from_millis(10));
+    assert_eq!(requests_and_resets(&apart.got()), (1, 1));
+    s.send(&apart, goaway(1, ENHANCE_YOUR_CALM));
+    s.world.pass_time(Duration::from_secs(1));
+    server.got();
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn ten_thousand_deadlines_that_expire_at_once_are_no_flood() {
+    let (mut s, _good, client, mut server) = stage(Limits::default());
+    let streams = 3..3 + 9_990u32;
+    s.send(&client, streams.clone().flat_map(|n| headers(2 * n + 1, END, CALL)).collect::<Vec<u8>>());
+    s.pass(Duration::from_millis(10));
+    s.send(&client, streams.clone().flat_map(|n| reset(2 * n + 1, CANCEL)).collect::<Vec<u8>>());
+    let (heads, resets) = requests_and_resets(&s.all(&mut server));
+    assert!(heads > 1_000 && heads == resets, "{heads} {resets}");
+    assert_eq!(s.world.stats().limited, Default::default());
+    assert!(s.world.splitter.wants_read(client.conn.unwrap()));
+}
+
+#[test]
+fn a_thousand_calls_cancelled_as_soon_as_they_began_are_no_flood() {
+    let (mut s, _good, mut client, mut server) = stage(Limits::default());
+    let streams = 2..1_002u32;
+    let calls = streams.clone().flat_map(|n| headers(2 * n + 1, END, CALL));
+    s.send(&client, calls.chain(streams.flat_map(|n| reset(2 * n + 1, CANCEL))).collect::<Vec<u8>>());
+    s.pass(Duration::from_millis(10));
+    // Those that found no room before they were taken back are not heard of.
+    let (heads, resets) = requests_and_resets(&s.all(&mut server));
+    assert!(heads <= 1_000 && heads == resets, "{heads} {resets}");
+    assert_eq!(s.world.stats().limited, Default::default());
+    // The next call is served, over a connection apart.
+    s.send(&client, headers(9_001, END, CALL));
+    let (_, mut apart) = s.server_with(&[]);
+    assert_eq!(apart.got(), [heard(1, END, CALL)]);
+    s.send(&apart, headers(1, END, OK));
+    assert_eq!(client.got(), [heard(9_001, END, OK)]);
 }
 
 #[test]
@@ -114,6 +301,8 @@ fn a_header_block_without_end_ends_its_connection() {
         let (mut s, mut good, mut bad, server) = stage(limits.clone());
         s.send(&bad, [begin.clone(), parts.concat()].concat());
         assert!(bad.got().ends_with(&[bye(1, ENHANCE_YOUR_CALM), Got::Closed]));
+        let counted = [Bound::Continuations, Bound::HeaderBlock].map(|bound| s.world.stats().limited.get(bound));
+        assert_eq!((s.world.stats().floods, counted[0] + counted[1]), (1, 1));
         still_served(&mut s, &mut good, &server);
     }
 }
@@ -201,7 +390,9 @@ fn streams_that_ended_while_they_waited_are_not_kept() {
     let mut s = Script::with(Limits { connections_per_endpoint: 1, floods, ..Limits::default() }, 1);
     let (client, mut server) = s.call_with(&[], &[(MAX_CONCURRENT_STREAMS, 1)]);
     for n in 0..1_000 {
-        s.send(&client, [headers(3 + 2 * n, END, CALL), reset(3 + 2 * n, CANCEL)].concat());
+        s.send(&client, headers(3 + 2 * n, END, CALL));
+        s.pass(Duration::from_millis(10));
+        s.send(&client, reset(3 + 2 * n, CANCEL));
     }
     assert!(largest(&s, "waiting") < 20, "{:?}", s.world.splitter);
     s.send(&client, headers(9_001, END, CALL));

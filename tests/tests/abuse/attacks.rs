@@ -1,0 +1,59 @@
+//! The attacks by name, as `abuser` knows them, and the limits that the agent is to count each under.
+
+/// One attack.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// At least one of these counts it; none: it breaks no limit, but is bounded by windows, turns, or the protocol.
+    pub(crate) counted: &'static [&'static str],
+}
+
+const fn attack(name: &'static str, counted: &'static [&'static str]) -> Attack {
+    Attack { name, counted }
+}
+
+/// Clients' scripts.
+pub(crate) const BY_CLIENTS: &[Attack] = &[
+    attack("rapid-reset", &["resets"]),
+    attack("reset-in-bulk", &["resets"]),
+    attack("made-you-reset", &["resets", "stream-errors"]),
+    attack("continuation", &["continuations"]),
+    attack("empty-continuation", &["continuations"]),
+    attack("settings", &["settings"]),
+    attack("ping", &["pings"]),
+    attack("priority", &["priorities"]),
+    attack("window-update", &["window-updates"]),
+    attack("empty-data", &["empty-data"]),
+    attack("padding", &[]),
+    attack("unknown-frames", &[]),
+    attack("hpack-bomb", &["header-list"]),
+    attack("hpack-churn", &[]),
+    attack("many-headers", &["header-list"]),
+    attack("huge-header", &["header-list"]),
+    attack("zero-window", &[]),
+    attack("one-byte-window", &[]),
+    attack("no-read", &[]),
+    attack("silence", &[]),
+    attack("half-open", &[]),
+    attack("idle-streams", &[]),
+    attack("churn", &[]),
+    attack("drip", &[]),
+];
+
+/// Endpoints' scripts.
+pub(crate) const BY_ENDPOINTS: &[Attack] = &[
+    attack("ping", &["pings"]),
+    attack("settings", &["settings"]),
+    attack("priority", &["priorities"]),
+    attack("window-update", &[]),
+    attack("garbage", &[]),
+    attack("never-settings", &[]),
+    attack("no-read", &[]),
+    attack("reset-all", &[]),
+    attack("refuse-all", &[]),
+    attack("close", &[]),
+    attack("continuation", &["continuations"]),
+    attack("huge-headers", &["header-list"]),
+    attack("interim", &[]),
+    attack("empty-data", &["empty-data"]),
+    attack("beyond-window", &[]),
+];
