@@ -271,7 +271,8 @@ impl Splitter {
             // It was on its way when the stream ended for us.
             (Role::Endpoint(_), _) => Ok(()),
             (_, Drain::Final(last)) if stream > last => Ok(()),
-            _ if conn.remembered(stream) == Some(true) => Ok(()),
+            // We reset it; or, of many that ended, it is not known any more whether we did.
+            _ if conn.remembered(stream) != Some(false) && !conn.was_skipped(stream) => Ok(()),
             _ => {
                 conn.reset(stream, Reason::STREAM_CLOSED);
                 conn.remember(stream, true);

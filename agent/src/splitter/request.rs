@@ -45,7 +45,11 @@ impl Splitter {
                 Some(true) => Ok(()),
                 Some(false) => Err(Fatal(Reason::STREAM_CLOSED, "HEADERS on a closed stream")),
                 None if conn.was_skipped(stream) => Err(Fatal(Reason::PROTOCOL_ERROR, "stream ids must rise")),
-                None => self.reset_unknown(now, c, stream, Reason::STREAM_CLOSED),
+                // Trailers that crossed our reset, of a stream that is forgotten: no offence.
+                None => {
+                    conn.reset(stream, Reason::STREAM_CLOSED);
+                    Ok(())
+                }
             };
         }
         conn.opened(stream);
