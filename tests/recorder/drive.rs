@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -56,6 +56,7 @@ impl<'a> Drive<'a> {
                 self.begin(stream, Arc::new(shape));
             }
             if self.calls.is_empty() {
+                self.hang_up();
                 return Ok(());
             }
             if !self.turn(&|_| None)? {
@@ -65,10 +66,18 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// When all that was said has been heard: a socket that is closed with something unread may lose what it has sent.
+    fn hang_up(&mut self) {
+        self.flush();
+        let _ = self.socket.shutdown(Shutdown::Write);
+        while self.arrivals.recv_timeout(CALL_ENDS_WITHIN).is_ok() {}
+    }
+
     /// As a server: every call that comes, until the client hangs up.
     pub fn serve(&mut self, shape: &dyn Fn(u32) -> Shape) -> Result<()> {
         while self.turn(&|fields| Some(shape(number(fields)?)))? {}
         self.abandon("the connection was closed");
+        self.hang_up();
         Ok(())
     }
 
@@ -151,11 +160,15 @@ impl<'a> Drive<'a> {
                 self.end_if_over(stream);
             }
         }
-        let output = self.wire.take_output();
-        // What the peer has sent before it hung up is still to be heard.
-        let _ = self.socket.write_all(&output);
+        self.flush();
         let times = self.calls.values().map(|(player, deadline)| player.wakes().unwrap_or(*deadline));
         times.min()
+    }
+
+    fn flush(&mut self) {
+        let output = self.wire.take_output();
+        // An error is no reason to end: what the peer has sent before it hung up is still to be heard.
+        let _ = self.socket.write_all(&output);
     }
 }
 

@@ -7,9 +7,6 @@ use crate::metadata::{custom, field, grpc_request, grpc_response, request, statu
 use crate::shape::{Shape, Step};
 use crate::wire::choose;
 
-/// Numbers from here on are plain calls that follow all others on a connection.
-pub const SETTLING: u32 = 1 << 31;
-
 const NO_ERROR: u32 = 0;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
@@ -60,8 +57,7 @@ pub fn shape(seed: u64, number: u32) -> Shape {
     // Neighbouring numbers shall have nothing in common.
     let rng = Rng::with_seed(seed.wrapping_add(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let mut draft = Draft { rng, number, client: Vec::new(), server: Vec::new(), racing: false, refused: false };
-    let pattern = if number >= SETTLING { unary } else { *choose(&mut draft.rng, PATTERNS) };
-    let name = pattern(&mut draft);
+    let name = choose(&mut draft.rng, PATTERNS)(&mut draft);
     let mut shape = Shape::new(number, name, draft.client, draft.server);
     (shape.racing, shape.refused) = (draft.racing, draft.refused);
     shape
@@ -311,8 +307,10 @@ fn deadline(draft: &mut Draft) -> &'static str {
 
 fn plain_http(draft: &mut Draft) -> &'static str {
     let rng = &mut draft.rng;
-    let (method, path) =
-        *choose(rng, &[("GET", "/"), ("HEAD", "/a/b"), ("PUT", "/up?x=%2F"), ("DELETE", "/d"), ("OPTIONS", "*"), ("POST", "/form")]);
+    let (method, path) = *choose(
+        rng,
+        &[("GET", "/"), ("HEAD", "/a/b"), ("PUT", "/up?x=%2F"), ("DELETE", "/d"), ("OPTIONS", "*"), ("POST", "/form")],
+    );
     let mut fields = request(rng, method, path, draft.number);
     fields.extend(custom(rng));
     let size = if matches!(method, "PUT" | "POST") { *choose(rng, &[0, 1, 500, 70_000]) } else { 0 };
@@ -326,7 +324,18 @@ fn plain_http(draft: &mut Draft) -> &'static str {
     }
     let (status, size) = *choose(
         rng,
-        &[("200", 0), ("200", 1), ("200", 40_000), ("206", 10), ("204", 0), ("304", 0), ("301", 0), ("404", 12), ("500", 3), ("503", 300)],
+        &[
+            ("200", 0),
+            ("200", 1),
+            ("200", 40_000),
+            ("206", 10),
+            ("204", 0),
+            ("304", 0),
+            ("301", 0),
+            ("404", 12),
+            ("500", 3),
+            ("503", 300),
+        ],
     );
     let mut fields = vec![field(":status", status), field("content-type", "text/html; charset=utf-8")];
     if status != "204" && rng.bool() {
@@ -457,7 +466,11 @@ impl Draft {
         let sizes = [0, 0, 1, 5, 100, 1_000, 4_096, 16_379, 16_384, 30_000, 65_530, 65_536, 100_000];
         // Small ones more often.
         let upto = if self.rng.bool() { 6 } else { sizes.len() };
-        let one = |rng: &mut Rng| Step::Message { size: *choose(rng, &sizes[..upto]), compressed: rng.u8(..6) == 0, end: false };
+        let one = |rng: &mut Rng| Step::Message {
+            size: *choose(rng, &sizes[..upto]),
+            compressed: rng.u8(..6) == 0,
+            end: false,
+        };
         (0..count).map(|_| one(&mut self.rng)).collect()
     }
 

@@ -22,13 +22,9 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use crate::drive::Drive;
-use crate::generate::{SETTLING, shape};
+use crate::generate::shape;
 use crate::shape::Side;
 use crate::wire::Wire;
-
-/// Calls that follow all others on each connection, one after the other, so that each endpoint has some: when they are
-/// answered, everything before them has arrived.
-const SETTLING_CALLS: u32 = 8;
 
 #[derive(Parser)]
 enum Command {
@@ -100,11 +96,7 @@ fn call(
     let socket = drive::connect(address)?;
     let keep = |record| records.keep(&record);
     let mut drive = Drive::new(socket, Wire::new(true, rng), Side::Client, &keep)?;
-    let made = drive.make(&mut numbers.by_ref().map(|number| shape(seed, number)), at_once).and_then(|()| {
-        let settling = SETTLING + connection * SETTLING_CALLS;
-        drive.make(&mut (settling..settling + SETTLING_CALLS).map(|number| shape(seed, number)), 1)
-    });
-    if let Err(error) = made {
+    if let Err(error) = drive.make(&mut numbers.by_ref().map(|number| shape(seed, number)), at_once) {
         drive.abandon(&format!("{error:#}"));
         bail!("connection {connection}, {} calls not begun: {error:#}", numbers.count());
     }
@@ -145,12 +137,9 @@ impl Records {
     }
 
     fn keep(&self, record: &Value) {
-        let settling = record["shape"].as_u64().is_some_and(|number| number >= u64::from(SETTLING));
+        // In one write, so that whoever reads the file meanwhile finds whole lines.
+        let line = format!("{record}\n");
         let mut file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Those that only come after the others are in nobody's way, but they too must end.
-        let ended = record["events"].as_array().is_none_or(|events| events.iter().all(|it| it["unfinished"].is_null()));
-        if !(settling && ended) {
-            writeln!(file, "{record}").expect("room for the records");
-        }
+        file.write_all(line.as_bytes()).expect("room for the records");
     }
 }

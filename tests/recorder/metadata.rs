@@ -39,7 +39,10 @@ pub fn field(name: &str, value: impl AsRef<[u8]>) -> Field {
 pub fn grpc_request(rng: &mut Rng, number: u32) -> Vec<Field> {
     let path = *choose(rng, &["/echo.Echo/Unary", "/pkg.v1.Some.Service/DoIt", "/x/y?query=1&a=%20"]);
     let mut fields = request(rng, "POST", path, number);
-    fields.push(field("content-type", choose(rng, &["application/grpc", "application/grpc+proto", "application/grpc+x"])));
+    fields.push(field(
+        "content-type",
+        choose(rng, &["application/grpc", "application/grpc+proto", "application/grpc+x"]),
+    ));
     if rng.u8(..8) > 0 {
         fields.push(field("te", "trailers"));
     }

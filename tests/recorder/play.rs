@@ -55,7 +55,11 @@ impl Player {
 
     pub fn hear_headers(&mut self, fields: &[Field], end: bool) {
         let fields: Vec<_> = fields.iter().map(Field::to_string).collect();
-        self.heard.events.push(if end { json!({ "headers": fields, "end": true }) } else { json!({ "headers": fields }) });
+        self.heard.events.push(if end {
+            json!({ "headers": fields, "end": true })
+        } else {
+            json!({ "headers": fields })
+        });
         self.heard.sections += 1;
         self.heard.over |= end;
     }
@@ -154,7 +158,9 @@ impl Heard {
     /// As if no more of the body had come; nothing follows a body that is awaited but more of it, or the end.
     fn up_to(&self, bytes: usize) -> Self {
         let mut heard = self.clone();
-        if bytes > 0 && let Some(at) = heard.events.iter().position(|event| event.get("body").is_some()) {
+        if bytes > 0
+            && let Some(at) = heard.events.iter().position(|event| event.get("body").is_some())
+        {
             heard.events.truncate(at);
             heard.events.push(json!({ "body": bytes, "intact": self.intact >= bytes }));
         }

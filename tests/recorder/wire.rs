@@ -51,6 +51,8 @@ pub enum Event {
 struct Style {
     window: u32,
     table: u32,
+    /// Of a server: streams at once on a connection, as it announces; it takes more all the same.
+    streams: u32,
     largest_data: usize,
     /// Of a header block; a first one has room for padding and priority beside it.
     largest_fragment: usize,
@@ -104,6 +106,7 @@ impl Wire {
         let style = Style {
             window: *choose(&mut rng, &[DEFAULT_WINDOW as u32, 1 << 20, 16_384, 5_000]),
             table: *choose(&mut rng, &[DEFAULT_TABLE, 0, 65_536, 200]),
+            streams: *choose(&mut rng, &[10_000, 100, 4]),
             largest_data: *choose(&mut rng, &[16_384, 16_384, 1_000, 9_000]),
             largest_fragment: *choose(&mut rng, &[16_000, 16_000, 300]),
             padding: rng.bool(),
@@ -135,7 +138,8 @@ impl Wire {
             wire.out.extend(PREFACE);
         }
         let mut settings = Vec::new();
-        for (id, value) in [(1_u16, wire.style.table), (4, wire.style.window)] {
+        let streams = if is_client { 0 } else { wire.style.streams };
+        for (id, value) in [(1_u16, wire.style.table), (3, streams), (4, wire.style.window)] {
             settings.extend(id.to_be_bytes());
             settings.extend(value.to_be_bytes());
         }

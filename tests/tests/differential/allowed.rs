@@ -30,7 +30,9 @@ pub fn difference(side: &str, direct: &Value, through: &[Value]) -> Verdict {
         [one] if events(one) == expected => Verdict::Same,
         [] if side == "server" && racing => Verdict::Allowed(NEVER_BEGUN),
         [one] if racing && is_overtaken(&expected, &events(one)) => Verdict::Allowed(OVERTAKEN),
-        [_, _, ..] if side == "server" && direct["refused"] == true && through.iter().all(|it| events(it) == expected) => {
+        [_, _, ..]
+            if side == "server" && direct["refused"] == true && through.iter().all(|it| events(it) == expected) =>
+        {
             Verdict::Allowed(TRIED_AGAIN)
         }
         _ => Verdict::Different,
@@ -65,8 +67,12 @@ mod tests {
 
     #[test]
     fn only_a_race_may_lose_the_end_of_a_body_and_nothing_else() {
-        let [head, full, part, reset] =
-            [json!({ "headers": ["a: b"] }), json!({ "body": 9, "intact": true }), json!({ "body": 5, "intact": true }), json!({ "reset": 8 })];
+        let [head, full, part, reset] = [
+            json!({ "headers": ["a: b"] }),
+            json!({ "body": 9, "intact": true }),
+            json!({ "body": 5, "intact": true }),
+            json!({ "reset": 8 }),
+        ];
         let all = [head.clone(), full.clone(), reset.clone()];
         let lost = |racing, events: &[Value]| difference("server", &record(racing, &all), &[record(racing, events)]);
         assert_eq!(lost(false, &all), Verdict::Same);
