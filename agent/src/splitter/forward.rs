@@ -126,7 +126,7 @@ impl Splitter {
         let (c, id) = (side.conn, side.id);
         if !side.send_ended {
             match &side.end {
-                Ending::Open => {}
+                Ending::Open | Ending::Head => {}
                 Ending::EndStream => {
                     side.send_ended = true;
                     frame::write_data(self.conns[c].out(), id, &[], true);

@@ -41,6 +41,8 @@ pub(super) enum Ending {
     /// Not known yet: more may come.
     #[default]
     Open,
+    /// END_STREAM on the HEADERS that open the stream.
+    Head,
     /// END_STREAM on the last DATA.
     EndStream,
     /// HEADERS with END_STREAM.
@@ -135,6 +137,7 @@ impl std::fmt::Debug for Side {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let end = match self.end {
             Ending::Open => "open",
+            Ending::Head => "HEADERS",
             Ending::EndStream => "END_STREAM",
             Ending::Trailers(_) => "trailers",
         };

@@ -84,7 +84,7 @@ impl Splitter {
         client.expected = request.content_length;
         let mut endpoint = Side::new(u32::MAX, 0, RecvWindow::new(window, window), SendWindow::new(0));
         if section.end_stream {
-            endpoint.end = Ending::EndStream;
+            endpoint.end = Ending::Head;
         }
         let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
         let key = self.pairs.insert(Pair {
@@ -258,7 +258,7 @@ impl Splitter {
         side.conn = c;
         side.id = stream;
         side.send = SendWindow::new(conn.peer.initial_window);
-        let whole = side.pending().is_empty() && matches!(side.end, Ending::EndStream);
+        let whole = matches!(side.end, Ending::Head);
         side.send_ended = whole;
         pair.phase = Phase::Sent;
         pair.opened = now;

@@ -64,6 +64,15 @@ fn an_empty_data_frame_that_ends_a_stream_passes() {
 }
 
 #[test]
+fn an_empty_data_frame_passes_also_where_the_request_still_waits_for_its_endpoint() {
+    in_all_chunks(1, |mut s| {
+        let client = s.client();
+        s.send(&client, [headers(1, MORE, CALL), data(1, END, b"")].concat());
+        assert_eq!(s.server().got(), [heard(1, MORE, CALL), bytes(1, END, b"")]);
+    });
+}
+
+#[test]
 fn interim_responses_pass() {
     in_all_chunks(1, |mut s| {
         let (mut client, server) = s.call();
