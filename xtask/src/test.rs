@@ -267,8 +267,18 @@ mod tests {
     #[test]
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
-        let all =
-            ["check", "clean_up", "clients", "cluster", "cluster_clean_up", "kernel", "manifests", "node", "promises"];
+        let all = [
+            "check",
+            "clean_up",
+            "clients",
+            "cluster",
+            "cluster_clean_up",
+            "kernel",
+            "manifests",
+            "node",
+            "promises",
+            "stress",
+        ];
         assert_eq!(targets, all);
     }
 }
