@@ -346,9 +346,12 @@ impl Splitter {
         self.conns.insert(|id| Conn::new(id, role, now, &limits, window, seed, wake))
     }
 
-    /// What a new connection may send ahead. The more of its kind there are, the less: what is granted cannot be taken
-    /// back, and all of them together must not come to much more than the pod's budget.
+    /// What a new connection may send ahead. The more of its kind there are and the more waits already, the less: what is
+    /// granted cannot be taken back, and all of them together must not come to much more than the pod's budget.
     fn connection_window(&self, role: &Role) -> u32 {
+        if self.held > self.limits.pod_budget / 2 {
+            return DEFAULT_WINDOW;
+        }
         let endpoints: usize = self.ways.pools.values().map(Vec::len).sum();
         let others = match role {
             Role::Client(_) => self.conns.len().saturating_sub(endpoints),

@@ -24,6 +24,17 @@ fn the_more_connections_a_pod_has_the_less_each_may_send_ahead() {
 }
 
 #[test]
+fn a_pod_in_which_much_waits_grants_new_connections_little() {
+    let mut s = Script::with(Limits { pod_budget: 400_000, ..Limits::default() }, 1);
+    let (client, _server) = s.call_with(&[], &[(INITIAL_WINDOW_SIZE, 0)]);
+    assert_eq!(window(&mut s.client()), MEBIBYTE);
+    for _ in 0..15 {
+        s.send(&client, data(1, MORE, &[0; 16_384]));
+    }
+    assert_eq!(window(&mut s.client()), 65_535);
+}
+
+#[test]
 fn an_endpoint_s_window_does_not_depend_on_the_number_of_clients() {
     let mut s = Script::with(Limits::default(), 1);
     let clients: Vec<_> = (0..50).map(|_| s.client()).collect();
@@ -34,29 +45,26 @@ fn an_endpoint_s_window_does_not_depend_on_the_number_of_clients() {
 #[test]
 fn a_pod_far_over_its_budget_loses_the_streams_that_wait_and_no_other() {
     let mut s = Script::with(Limits { pod_budget: 0, ..Limits::default() }, 1);
+    let mut clients: Vec<_> = (0..40).map(|_| s.client()).collect();
+    let shares: Vec<_> = clients.iter_mut().map(|client| window(client) / 8).collect();
     let mut server = None;
-    let (mut sent, mut clients) = (0_u32, Vec::new());
-    for _ in 0..40 {
-        let mut client = s.client();
-        let share = window(&mut client) / 8;
+    for (client, share) in clients.iter().zip(&shares) {
         for stream in (1..=15).step_by(2) {
-            s.send(&client, headers(stream, MORE, CALL));
+            s.send(client, headers(stream, MORE, CALL));
             if server.is_none() {
                 server = Some(s.server_with(&[(INITIAL_WINDOW_SIZE, 0)]).1);
             }
-            for part in vec![0; share as usize].chunks(16_384) {
-                s.send(&client, data(stream, MORE, part));
+            for part in vec![0; *share as usize].chunks(16_384) {
+                s.send(client, data(stream, MORE, part));
             }
-            sent += share;
         }
-        clients.push((client, share));
     }
-    let mut lost = 0;
-    for (client, share) in &mut clients {
+    let (sent, mut lost) = (shares.iter().sum::<u32>() * 8, 0);
+    for (client, share) in clients.iter_mut().zip(&shares) {
         for got in client.got() {
             if let Got::Headers { end, fields, .. } = got {
                 assert!(end && fields.contains(&("grpc-status".into(), "8".into())), "{fields:?}");
-                lost += *share;
+                lost += share;
             }
         }
     }
