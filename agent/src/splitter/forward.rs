@@ -162,7 +162,7 @@ impl Splitter {
     }
 
     /// A stream left this endpoint connection.
-    fn place_freed(&mut self, now: Instant, c: u32) {
+    pub(super) fn place_freed(&mut self, now: Instant, c: u32) {
         self.admit(now, c);
         self.close_if_unused(now, c);
     }
