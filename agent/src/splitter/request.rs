@@ -324,6 +324,7 @@ impl Splitter {
         if old.is_open() {
             self.stats.streams_replayed += 1;
             self.conns[old.conn].forget(now, &old);
+            self.place_freed(now, old.conn);
         }
         self.dispatch(now, key);
         true

@@ -50,3 +50,17 @@ fn whole_responses_that_a_client_does_not_take_stay_within_the_budget() {
     assert_eq!(ends, sent, "responses that came whole");
     assert!(server.credit(0) > 0, "what went on is credited");
 }
+
+#[test]
+fn a_place_that_a_refused_request_leaves_is_taken_by_one_that_waits() {
+    let mut s = Script::with(Limits { connections_per_endpoint: 1, ..Limits::default() }, 2);
+    let client = s.client();
+    let calls = ["one", "two", "three"].map(|name| [CALL, &[("x-call", name)][..]].concat());
+    // By turns: the first and the third go to the same endpoint, which takes one at a time.
+    s.send(&client, [1, 3, 5].iter().zip(&calls).flat_map(|(id, call)| headers(*id, END, call)).collect::<Vec<u8>>());
+    let servers = [(); 2].map(|()| s.server_with(&[(MAX_CONCURRENT_STREAMS, 1)]).1);
+    let got = servers.map(|mut server| (server.got(), server));
+    let (_, mut first) = got.into_iter().find(|(got, _)| *got == [heard(1, END, &calls[0])]).expect("the first call");
+    s.send(&first, reset(1, REFUSED_STREAM));
+    assert_eq!(first.got(), [heard(3, END, &calls[2])], "the third takes its place");
+}
