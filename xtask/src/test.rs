@@ -32,7 +32,7 @@ enum Layer {
     Pure,
     /// Tests on a simulated node: real BPF, namespaces, cgroups
     Node,
-    /// Unmodified gRPC clients in five languages on a simulated node
+    /// Unmodified gRPC clients in five languages, and gRPC's own interop suite, on a simulated node
     Clients,
     /// The manifests, and sluice installed by them on a real cluster of two nodes
     Cluster,
@@ -152,9 +152,9 @@ fn on_nodes(runner: &Runner) -> Result<()> {
     ])?;
     host::need_module("ensurepip", "python3-venv")?;
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
-    let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib"];
+    let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib", "--bin", "recorder"];
     let targets = test_targets(&host::workspace().join("tests/tests"))?;
-    let elsewhere = |name: &str| name == "clients" || name == "manifests" || name.starts_with("cluster");
+    let elsewhere = |name: &str| matches!(name, "clients" | "interop" | "manifests") || name.starts_with("cluster");
     for target in targets.iter().filter(|name| !elsewhere(name)) {
         args.extend(["--test", target]);
     }
@@ -190,9 +190,13 @@ fn clients(runner: &Runner) -> Result<()> {
     ])?;
     host::need_module("ensurepip", "python3-venv")?;
     host::step("building the clients (some minutes the first time)");
-    runner.run(Command::new("bash").current_dir(host::workspace()).arg("tests/clients/setup.sh"))?;
+    for script in ["tests/clients/setup.sh", "tests/interop/setup.sh"] {
+        runner.run(Command::new("sh").current_dir(host::workspace()).arg(script))?;
+    }
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest"])?;
-    runner.cargo(&["test", "--no-fail-fast", "--package", "testbed", "--test", "clients"])
+    // The tables that the interop suite prints are part of what the layer says.
+    let tests = ["--test", "clients", "--test", "interop", "--", "--show-output"];
+    runner.cargo(&[&["test", "--no-fail-fast", "--package", "testbed"], &tests[..]].concat())
 }
 
 /// The names of a folder's test targets as cargo finds them: files, and folders with a main.rs.
