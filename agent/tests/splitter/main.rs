@@ -8,6 +8,7 @@ mod fuzz;
 mod headers;
 mod lifecycle;
 mod limits;
+mod memory;
 mod oracle;
 mod reach;
 mod script;
