@@ -172,8 +172,9 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(300),
             drain_ping: Duration::from_secs(1),
             floods: Floods {
-                // Two for each stream that clients in use are ready to have open; of our time, 10 ms.
-                resets: 2_000,
+                // As many calls as clients are wont to have open, all cancelled as soon as they began; of an endpoint's time
+                // about 10 ms.
+                resets: 1_000,
                 stream_errors: 2_000,
                 // grpc-go sends one with the first DATA after each answered one: thousands a second where the way is short.
                 pings: 20_000,

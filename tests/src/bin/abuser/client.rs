@@ -82,7 +82,7 @@ pub fn run(name: &str, target: SocketAddr, end: Instant) -> Option<()> {
         "large-heads" => hold(target, end, 20, |wire| {
             wire.drain();
             let mut block = unary.clone();
-            literal(&mut block, false, "large", &[b'x'; 60_000]);
+            literal(&mut block, false, "large", &[b'x'; 12_000]);
             wire.say(PREFACE)
                 && wire.say(&settings(&[]))
                 && (0..50).all(|n| wire.say(&long_headers(2 * n + 1, false, &block)))
@@ -98,8 +98,7 @@ pub fn run(name: &str, target: SocketAddr, end: Instant) -> Option<()> {
         }),
         "no-read" => hold(target, end, 10, |wire| {
             let all = [settings(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]), window(0, 0x7fff_0000)].concat();
-            let asks =
-                (0..1_000).flat_map(|n| [headers(2 * n + 1, false, &unary), ask(2 * n + 1, 100_000, 1)].concat());
+            let asks = (0..200).flat_map(|n| [headers(2 * n + 1, false, &unary), ask(2 * n + 1, 100_000, 1)].concat());
             wire.say(PREFACE) && wire.say(&all) && wire.say(&asks.collect::<Vec<u8>>())
         }),
         // Connections that cost their owner nothing.
