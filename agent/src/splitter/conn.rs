@@ -3,11 +3,11 @@
 //! It knows nothing of its counterpart; what frames mean for pairs is in `receive`, `request`, `response`, `forward`.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use rustc_hash::FxHashMap;
+use foldhash::fast::FixedState;
 
 use super::ConnId;
 use super::flood::FloodGuard;
@@ -69,6 +69,9 @@ pub(super) struct PeerSettings {
     pub(super) max_list: usize,
 }
 
+/// Clients choose their streams' numbers: without a seed they could choose thousands that meet in one place.
+pub(super) type Streams = HashMap<u32, PairKey, FixedState>;
+
 pub(super) struct Conn {
     pub(super) id: ConnId,
     pub(super) role: Role,
@@ -88,7 +91,7 @@ pub(super) struct Conn {
     pub(super) peer: PeerSettings,
     pub(super) send: SendWindow,
     pub(super) recv: RecvWindow,
-    pub(super) streams: FxHashMap<u32, PairKey>,
+    pub(super) streams: Streams,
     /// Pairs that wait for this connection's window or for room in its output, in turn.
     pub(super) blocked: VecDeque<PairKey>,
     /// Client: the highest stream it opened. Endpoint: the id the next stream gets.
@@ -160,7 +163,7 @@ impl Conn {
             },
             send: SendWindow::new(DEFAULT_WINDOW),
             recv: RecvWindow::new(window, DEFAULT_WINDOW),
-            streams: FxHashMap::default(),
+            streams: Streams::with_hasher(FixedState::with_seed(seed)),
             blocked: VecDeque::new(),
             stream_mark: if client { 0 } else { 1 },
             skipped: VecDeque::new(),
@@ -266,8 +269,8 @@ impl Conn {
     }
 
     /// Endpoint: whether a stream may be opened on it now.
-    pub(super) fn can_open(&self, limits: &Limits) -> bool {
-        self.settled && !self.retired && !self.is_full() && self.backlog() < limits.output_high
+    pub(super) fn can_open(&self, output_high: usize) -> bool {
+        self.settled && !self.retired && !self.is_full() && self.backlog() < output_high
     }
 
     /// Endpoint: at its MAX_CONCURRENT_STREAMS.
@@ -455,5 +458,27 @@ impl std::ops::Index<u32> for Conns {
 impl std::ops::IndexMut<u32> for Conns {
     fn index_mut(&mut self, slot: u32) -> &mut Conn {
         self.slots[slot as usize].1.as_deref_mut().expect("a connection that a live stream or list names")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
+    use super::*;
+
+    #[test]
+    fn stream_ids_chosen_to_meet_in_a_table_without_a_seed_spread_in_this_one() {
+        let place = |hasher: &dyn Fn(u32) -> u64, id| hasher(id) & 0x3ff;
+        let unseeded = |id| rustc_hash::FxBuildHasher.hash_one(id);
+        let chosen: Vec<u32> = (1..2_000_000).step_by(2).filter(|id| place(&unseeded, *id) == 0).take(500).collect();
+        assert_eq!(chosen.len(), 500);
+        for seed in 0..4 {
+            let streams = Streams::with_hasher(FixedState::with_seed(seed));
+            let seeded = |id| streams.hasher().hash_one(id);
+            let places: HashSet<u64> = chosen.iter().map(|id| place(&seeded, *id)).collect();
+            assert!(places.len() > 300, "{}", places.len());
+        }
     }
 }

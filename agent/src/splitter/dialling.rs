@@ -150,11 +150,11 @@ impl Splitter {
             if !self.waits_on(key, c) {
                 continue;
             }
-            let (ways, conns, limits) = (&self.ways, &self.conns, &self.limits);
+            let (ways, conns, high) = (&self.ways, &self.conns, self.output_high());
             let Some(pair) = self.pairs.get(key) else { continue };
             let standing = |endpoint: &Rc<EndpointLoad>| match ways.standing(conns, endpoint, apart, &pair.tried) {
                 // It has waited enough: best is an endpoint that takes it at once.
-                Standing::Good if !ways.pool(endpoint, apart).iter().any(|id| conns[id.index].can_open(limits)) => {
+                Standing::Good if !ways.pool(endpoint, apart).iter().any(|id| conns[id.index].can_open(high)) => {
                     Standing::Untested
                 }
                 standing => standing,

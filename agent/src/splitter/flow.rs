@@ -98,6 +98,11 @@ impl RecvWindow {
         assert!(limit <= released + size.max(u64::from(super::frame::DEFAULT_WINDOW)), "granted too much: {self:?}");
     }
 
+    /// What the peer may have outstanding at most, as we want it.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Bytes received and not yet released.
     pub(super) fn held(&self) -> u64 {
         self.received - self.released

@@ -60,14 +60,18 @@ impl Splitter {
     /// One DATA frame of the head of `waiting`, as much as windows and frame size allow; with END_STREAM if it is the
     /// last. Its length; `None`: nothing fits now.
     fn frame_data(&mut self, key: PairKey, to: Face, waiting: &[u8]) -> Option<usize> {
+        let high = self.output_high();
         let pair = self.pairs.get(key)?;
         let replayable = to == Face::Endpoint && pair.phase < Phase::Interim;
         let side = pair.side(to);
         let conn = &mut self.conns[side.conn];
-        if conn.backlog() >= self.limits.output_high {
+        if conn.backlog() >= high {
             return None;
         }
-        let n = waiting.len().min(side.send.available()).min(conn.send.available()).min(conn.peer.max_frame);
+        let mut n = waiting.len().min(side.send.available()).min(conn.send.available()).min(conn.peer.max_frame);
+        if high < self.limits.output_high {
+            n = n.min(high);
+        }
         if n == 0 {
             return None;
         }
@@ -134,6 +138,7 @@ impl Splitter {
                 Ending::Trailers(_) => {
                     side.send_ended = true;
                     let Ending::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
+                    self.heads_held -= fields.size();
                     self.conns[c].write_headers(id, true, &fields);
                     self.recycle(fields);
                     if to == Face::Endpoint {
@@ -196,8 +201,9 @@ impl Splitter {
         let mut turns = self.conns[c].blocked.len();
         while turns > 0 && !self.conns.is_gone(c) {
             turns -= 1;
+            let high = self.output_high();
             let conn = &mut self.conns[c];
-            if conn.backlog() >= self.limits.output_high || conn.send.available() == 0 {
+            if conn.backlog() >= high || conn.send.available() == 0 {
                 return;
             }
             let Some(key) = conn.blocked.pop_front() else { return };
@@ -272,7 +278,7 @@ impl Splitter {
     /// would starve with them.
     pub(super) fn part_if_starving(&mut self, c: u32, key: PairKey) {
         let conn = &self.conns[c];
-        if conn.apart || conn.recv.held() * 4 < u64::from(self.limits.connection_window) {
+        if conn.apart || conn.recv.held() * 4 < conn.recv.size() {
             return;
         }
         let Role::Endpoint(endpoint) = &conn.role else { return };
@@ -342,6 +348,7 @@ impl Splitter {
     /// count falls, and who waited for a place gets it.
     pub(super) fn release(&mut self, now: Instant, key: PairKey) {
         let Some(mut pair) = self.pairs.remove(key) else { return };
+        self.heads_held -= pair.heads();
         self.recycle(std::mem::take(&mut pair.request));
         self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
         let (client, endpoint) = (&pair.client, &pair.endpoint);

@@ -48,6 +48,8 @@ impl Splitter {
         let credited: u64 = all.filter(|side| has_conn(side)).map(paid).sum();
         assert!(credited <= self.limits.pod_budget as u64, "{credited} bytes held with credit given for them");
         assert_eq!(self.replay_held, kept, "bytes kept for replays, over all streams");
+        let heads: usize = self.pairs.live().map(Pair::heads).sum();
+        assert_eq!(self.heads_held, heads, "bytes of header lists that wait, over all streams");
         let clients = self.conns.live().filter(|conn| conn.face() == Face::Client);
         let streams: usize = clients.map(|conn| conn.streams.len()).sum();
         assert_eq!(self.pairs.len(), streams, "pairs and clients' streams");
@@ -101,7 +103,7 @@ impl Splitter {
         let waiting = conn.waiting.iter().filter(|key| self.is_waiting(**key, conn)).count();
         if waiting > 0 {
             assert!(!conn.retired, "{conn:?}: requests wait for a connection that takes none");
-            assert!(!conn.can_open(&self.limits), "{conn:?}: requests wait though it could take them");
+            assert!(!conn.can_open(self.output_high()), "{conn:?}: requests wait though it could take them");
         }
     }
 
@@ -147,7 +149,7 @@ impl Splitter {
             }
             let conns = || pool.iter().map(|id| &self.conns[id.index]);
             let stuck = conns().find(|conn| conn.waiting.iter().any(|key| self.is_waiting(*key, conn)));
-            if let (Some(stuck), Some(free)) = (stuck, conns().find(|conn| conn.can_open(&self.limits))) {
+            if let (Some(stuck), Some(free)) = (stuck, conns().find(|conn| conn.can_open(self.output_high()))) {
                 let waits_in_vain = stuck.is_full() || stuck.overdue;
                 assert!(!waits_in_vain, "requests wait on {stuck:?} while {free:?} could take them");
             }

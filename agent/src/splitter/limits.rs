@@ -43,6 +43,9 @@ pub struct Limits {
     pub replay_stream: usize,
     /// Request bytes kept for replays in the whole pod.
     pub replay_pod: usize,
+    /// Header lists that wait in the whole pod, for their endpoint or for a replay. From half of it on none is kept for a
+    /// replay, beyond it streams are refused: no window holds header blocks back.
+    pub waiting_heads: usize,
     /// Requests wait this long for an endpoint that is being dialled, if another one is better.
     pub dial_patience: Duration,
     /// An endpoint that accepted and sends no SETTINGS for this long is given up.
@@ -85,6 +88,7 @@ pub enum Bound {
     // The stream was refused.
     ClientStreams,
     HeaderList,
+    WaitingHeads,
     // The connection was ended.
     HeaderBlock,
     Continuations,
@@ -92,7 +96,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Bound; 12] = [
+    pub const ALL: [Bound; 13] = [
         Bound::Resets,
         Bound::StreamErrors,
         Bound::Pings,
@@ -102,6 +106,7 @@ impl Bound {
         Bound::WindowUpdates,
         Bound::ClientStreams,
         Bound::HeaderList,
+        Bound::WaitingHeads,
         Bound::HeaderBlock,
         Bound::Continuations,
         Bound::OutputLimit,
@@ -119,6 +124,7 @@ impl Bound {
             Bound::WindowUpdates => "window-updates",
             Bound::ClientStreams => "client-streams",
             Bound::HeaderList => "header-list",
+            Bound::WaitingHeads => "waiting-heads",
             Bound::HeaderBlock => "header-block",
             Bound::Continuations => "continuations",
             Bound::OutputLimit => "output-limit",
@@ -158,6 +164,7 @@ impl Default for Limits {
             attempts: 8,
             replay_stream: 16 * 1024,
             replay_pod: 4 * 1024 * 1024,
+            waiting_heads: 4 * 1024 * 1024,
             // A dial inside a zone, SETTINGS included, takes less than 10 ms, across continents 200 ms; what takes longer
             // has lost its SYN, which is repeated after 1 s.
             dial_patience: Duration::from_millis(250),
@@ -165,8 +172,9 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(300),
             drain_ping: Duration::from_secs(1),
             floods: Floods {
-                // Two for each stream that clients in use are ready to have open; of our time, 10 ms.
-                resets: 2_000,
+                // As many calls as clients are wont to have open, all cancelled as soon as they began; of an endpoint's time
+                // about 10 ms.
+                resets: 1_000,
                 stream_errors: 2_000,
                 // grpc-go sends one with the first DATA after each answered one: thousands a second where the way is short.
                 pings: 20_000,

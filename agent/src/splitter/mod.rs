@@ -132,18 +132,24 @@ pub struct Splitter {
     spare_lists: Vec<HeaderList>,
     /// Payload bytes that came and have not gone on, over all pairs.
     held: usize,
+    /// What the header lists that wait in all pairs count for.
+    heads_held: usize,
     /// Bytes in the replay buffers of all pairs.
     replay_held: usize,
     haste: Haste,
+    /// When the timers are that many, those of connections that are gone are thrown away.
+    many_timers: usize,
     /// All clients are to go; until when.
     draining: Option<Instant>,
     stats: Stats,
+    frames: u64,
 }
 
 impl std::fmt::Debug for Splitter {
     /// Connections with their streams: for a test that got stuck, and for a trace.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{:?}", self.stats())?;
+        let Self { timers, heads_held, .. } = self;
+        writeln!(f, "{:?}, timers: {}, heads: {heads_held}", self.stats(), timers.len())?;
         self.conns.live().try_for_each(|conn| writeln!(f, "{conn:?}"))?;
         self.pairs.live().try_for_each(|pair| writeln!(f, "{pair:?}"))
     }
@@ -165,10 +171,13 @@ impl Splitter {
             list: HeaderList::new(),
             spare_lists: Vec::new(),
             held: 0,
+            heads_held: 0,
             replay_held: 0,
             haste: Haste::default(),
+            many_timers: 0,
             draining: None,
             stats: Stats::default(),
+            frames: 0,
         }
     }
 
@@ -282,14 +291,15 @@ impl Splitter {
     /// The first `n` bytes of `output` have been taken by the socket.
     pub fn consumed(&mut self, now: Instant, conn: ConnId, n: usize) {
         let Some(c) = self.conns.slot(conn) else { return };
+        let high = self.output_high();
         let written = &mut self.conns[c];
-        let had_room = written.backlog() < self.limits.output_high;
+        let had_room = written.backlog() < high;
         written.consume(n);
         if written.state == State::Closing {
             return self.conns.remove_if_done(conn);
         }
-        if written.backlog() < self.limits.output_high {
-            if !had_room {
+        if written.backlog() < high {
+            if !had_room || !written.waiting.is_empty() {
                 self.admit(now, c);
             }
             self.pump(now, c);
@@ -301,7 +311,7 @@ impl Splitter {
     pub fn wants_read(&self, conn: ConnId) -> bool {
         self.conns.slot(conn).is_some_and(|c| {
             let conn = &self.conns[c];
-            conn.state == State::Open && !conn.paused && conn.backlog() < self.limits.output_stop
+            conn.state == State::Open && !conn.paused && conn.backlog() < self.output_stop()
         })
     }
 
@@ -336,6 +346,11 @@ impl Splitter {
         self.conns.len() == 0
     }
 
+    /// Frames that were read since the beginning: what bytes cost.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
     pub fn stats(&self) -> Stats {
         Stats { open_streams: self.pairs.len() as u64, ..self.stats }
     }
@@ -362,12 +377,44 @@ impl Splitter {
     }
 
     fn arm(&mut self, at: Instant, conn: ConnId, reason: DeadlineReason) {
+        if self.timers.len() >= self.many_timers {
+            self.timers.retain(|Reverse((_, conn, _))| self.conns.slot(*conn).is_some());
+            self.many_timers = 2 * self.timers.len() + 64;
+        }
         self.timers.push(Reverse((at, conn, reason)));
     }
 
-    /// Gives a header list's memory back.
+    /// The most that may wait in a connection's output before DATA waits in its stream. So many connections that all of
+    /// them together could hold more than the pod's budget share it.
+    fn output_high(&self) -> usize {
+        let Limits { output_high, pod_budget, .. } = *self.limits;
+        let conns = self.conns.len();
+        if conns * output_high <= pod_budget { output_high } else { (pod_budget / conns).clamp(4 * 1024, output_high) }
+    }
+
+    /// The most that may wait in a connection's output while it is read.
+    fn output_stop(&self) -> usize {
+        let high = self.output_high();
+        if high == self.limits.output_high { self.limits.output_stop } else { high }
+    }
+
+    /// What waits in the outputs of all connections.
+    fn all_output(&self) -> usize {
+        self.conns.live().map(Conn::backlog).sum()
+    }
+
+    /// The header list in hand, to be kept with a pair.
+    fn keep_list(&mut self) -> HeaderList {
+        let spare = self.spare_lists.pop().unwrap_or_default();
+        let mut list = std::mem::replace(&mut self.list, spare);
+        list.trim();
+        self.heads_held += list.size();
+        list
+    }
+
+    /// Gives a header list's memory back, unless it is large.
     fn recycle(&mut self, mut list: HeaderList) {
-        if self.spare_lists.len() < 64 {
+        if self.spare_lists.len() < 64 && list.size() < 4 * 1024 {
             list.clear();
             self.spare_lists.push(list);
         }

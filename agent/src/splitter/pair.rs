@@ -225,6 +225,15 @@ impl Pair {
         }
     }
 
+    /// What its header lists that wait count for.
+    pub(super) fn heads(&self) -> usize {
+        let waiting = |side: &Side| match &side.end {
+            Ending::Trailers(fields) => fields.size(),
+            Ending::Open | Ending::Head | Ending::EndStream => 0,
+        };
+        self.request.size() + waiting(&self.client) + waiting(&self.endpoint)
+    }
+
     /// All four directions have ended, and nothing waits.
     pub(super) fn is_complete(&self) -> bool {
         self.client.is_closed() && self.endpoint.is_closed()

@@ -103,6 +103,7 @@ impl Splitter {
     }
 
     fn frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        self.frames += 1;
         let conn = &self.conns[c];
         if head.length > DEFAULT_MAX_FRAME {
             return Err(frame_size("frame above SETTINGS_MAX_FRAME_SIZE"));

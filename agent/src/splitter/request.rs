@@ -76,7 +76,12 @@ impl Splitter {
             Ok(request) => request,
             Err(message::Malformed(_)) => return self.reset_unknown(now, c, stream, Reason::PROTOCOL_ERROR),
         };
+        if self.heads_held + self.list.size() > self.limits.waiting_heads {
+            self.stats.limited.count(Bound::WaitingHeads);
+            return self.reset_unknown(now, c, stream, Reason::REFUSED_STREAM);
+        }
         let Role::Client(service) = &conn.role else { unreachable!("the client's face") };
+        let service = Rc::clone(service);
         let window = self.limits.stream_window;
         let mut client =
             Side::new(c, stream, RecvWindow::new(window, window), SendWindow::new(conn.peer.initial_window));
@@ -86,11 +91,11 @@ impl Splitter {
         if section.end_stream {
             endpoint.end = Ending::Head;
         }
-        let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
+        let fields = self.keep_list();
         let key = self.pairs.insert(Pair {
             client,
             endpoint,
-            service: Rc::clone(service),
+            service,
             picked: None,
             tried: Vec::new(),
             phase: Phase::Waiting,
@@ -104,7 +109,7 @@ impl Splitter {
             credited: 0,
             sent_at: 0,
         });
-        conn.streams.insert(stream, key);
+        self.conns[c].streams.insert(stream, key);
         self.stats.streams += 1;
         self.dispatch(now, key);
         Ok(())
@@ -131,13 +136,14 @@ impl Splitter {
         }
         side.recv_ended = true;
         let endpoint = &pair.endpoint;
-        let beyond = endpoint.is_open() && self.list.size() > self.conns[endpoint.conn].peer.max_list;
+        let beyond = endpoint.is_open() && self.list.size() > self.conns[endpoint.conn].peer.max_list
+            || self.heads_held + self.list.size() > self.limits.waiting_heads;
         if section.too_large || beyond {
             self.fail(now, key, Status::ResourceExhausted, "request trailers exceed the limit");
             return Ok(());
         }
-        let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
-        pair.endpoint.end = Ending::Trailers(fields);
+        let fields = self.keep_list();
+        self.side(key, Face::Endpoint).end = Ending::Trailers(fields);
         self.push(now, key, Face::Endpoint);
         Ok(())
     }
@@ -172,11 +178,12 @@ impl Splitter {
     pub(super) fn place(&mut self, now: Instant, key: PairKey, endpoint: &Rc<EndpointLoad>) {
         let Some(pair) = self.pairs.get(key) else { return };
         let apart = self.conns[pair.client.conn].apart;
+        let high = self.output_high();
         let pool = self.ways.pool(endpoint, apart);
         let mut soon: Option<u32> = None;
         for id in pool {
             let conn = &self.conns[id.index];
-            if conn.can_open(&self.limits) {
+            if conn.can_open(high) {
                 return self.open(now, key, id.index);
             }
             // More connections to one that takes no stream at all would help as little.
@@ -197,7 +204,7 @@ impl Splitter {
     /// MAX_CONCURRENT_STREAMS, the others go to connections that are not, as long as more may be opened: a request must
     /// not wait for streams that may last for ever.
     pub(super) fn admit(&mut self, now: Instant, c: u32) {
-        while self.conns[c].can_open(&self.limits) {
+        while self.conns[c].can_open(self.output_high()) {
             let (from, key) = match self.conns[c].waiting.pop_front() {
                 Some(key) => (c, key),
                 None => match self.next_of_pool(c) {
@@ -264,6 +271,9 @@ impl Splitter {
         pair.opened = now;
         pair.sent_at = conn.out_end();
         conn.write_headers(stream, whole, &pair.request);
+        if self.heads_held > self.limits.waiting_heads / 2 {
+            self.drop_replay(key);
+        }
         // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
         if stream >= MAX_WINDOW - 2 {
             self.retire(now, c);
@@ -292,6 +302,7 @@ impl Splitter {
         let Some(pair) = self.pairs.get(key) else { return };
         if let Some(kept) = pair.replay.take() {
             let request = std::mem::take(&mut pair.request);
+            self.heads_held -= request.size();
             self.replay_held -= kept.len();
             self.recycle(request);
         }

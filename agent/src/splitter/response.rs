@@ -23,12 +23,15 @@ impl Splitter {
         };
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
         let client = pair.client.conn;
-        if self.conns[client].backlog() > self.limits.output_limit {
+        let backlog = self.conns[client].backlog();
+        let too_much = backlog > self.output_stop() && self.all_output() > self.limits.pod_budget;
+        if backlog > self.limits.output_limit || too_much {
             // No window holds header blocks back (RFC 9113 §5.2): only the end of a client that takes none bounds them.
             self.stats.limited.count(Bound::OutputLimit);
             self.fail_conn(now, client, Reason::ENHANCE_YOUR_CALM, "responses are not taken");
             return Ok(());
         }
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
         if pair.endpoint.recv_ended {
             return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
         }
@@ -81,7 +84,12 @@ impl Splitter {
             let (conn, id) = (client.conn, client.id);
             self.conns[conn].write_headers(id, true, &self.list);
         } else {
-            let fields = std::mem::replace(&mut self.list, self.spare_lists.pop().unwrap_or_default());
+            if self.heads_held + self.list.size() > self.limits.waiting_heads {
+                self.stats.limited.count(Bound::WaitingHeads);
+                self.fail(now, key, Status::ResourceExhausted, "trailers that wait exceed the limit");
+                return Ok(());
+            }
+            let fields = self.keep_list();
             self.side(key, Face::Client).end = Ending::Trailers(fields);
         }
         self.push(now, key, Face::Client);

@@ -32,7 +32,7 @@ const BEAT: Duration = Duration::from_millis(100);
 /// Most readiness events taken at once.
 const EVENTS: usize = 1024;
 /// Most bytes read in one call, and thereby in one connection's turn.
-const BUFFER: usize = 128 * 1024;
+pub(super) const BUFFER: usize = 128 * 1024;
 /// An iteration ends when its turns have cost this much (bytes read, plus `TURN` each): small frames cost up to 20 ns a
 /// byte, so this is about 20 ms.
 const ROUND: usize = 1024 * 1024;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::arena::Key;
-use super::event_loop::{Io, Kind, PodState, TURN, VISIT, Worker};
+use super::event_loop::{BUFFER, Io, Kind, PodState, TURN, VISIT, Worker};
 use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
@@ -28,7 +28,15 @@ pub(super) struct Link {
     phase: Phase,
     /// Ended by the peer.
     ended: bool,
+    /// Most bytes that its next turn reads.
+    appetite: usize,
 }
+
+/// What a turn reads of frames as small as calls have them, or of who is new: thousands of frames in one turn are
+/// milliseconds that others wait.
+const SMALL_TURN: usize = 8 * 1024;
+/// A turn of frames that are larger than this on average may read twice as much the next time.
+const LARGE_FRAME: u64 = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -54,7 +62,7 @@ impl Worker {
         if let Some(draining) = &self.draining {
             splitter.drain(io.now, None, draining.until);
         }
-        conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false });
+        conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false, appetite: SMALL_TURN });
         let pod_key = conn.pod;
         remember(pod, id, key);
         io.turns.wake(pod_key);
@@ -88,11 +96,14 @@ impl Worker {
         };
         if conn.socket.can_read() && !link.ended && listens {
             let open = link.phase == Phase::Open;
-            match conn.socket.read(&mut io.buffer) {
+            match conn.socket.read(&mut io.buffer[..link.appetite]) {
                 Took::Bytes(n) => {
                     io.spent += n;
                     if open {
+                        let before = splitter.frames();
                         splitter.handle_bytes(io.now, link.id, &io.buffer[..n]);
+                        let large = (splitter.frames() - before) * LARGE_FRAME < n as u64;
+                        link.appetite = if large { (2 * link.appetite).min(BUFFER) } else { SMALL_TURN };
                     }
                 }
                 Took::End => {
@@ -207,7 +218,7 @@ impl Io {
     }
 
     fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
-        let link = Link { id, phase: Phase::Connecting, ended: false };
+        let link = Link { id, phase: Phase::Connecting, ended: false, appetite: SMALL_TURN };
         let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), self.settings.gone_after) {
             Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
             Err(error) => {

@@ -15,6 +15,7 @@ mod hpack_rules;
 mod intermediary;
 mod lifecycle;
 mod limits;
+mod memory;
 mod model;
 mod oracle;
 mod reach;

@@ -29,6 +29,8 @@ pub(crate) const BY_CLIENTS: &[Attack] = &[
     attack("hpack-churn", &[]),
     attack("many-headers", &["header-list"]),
     attack("huge-header", &["header-list"]),
+    attack("large-heads", &[]),
+    attack("deaf-pings", &[]),
     attack("zero-window", &[]),
     attack("one-byte-window", &[]),
     attack("no-read", &[]),

@@ -143,7 +143,7 @@ impl Stage {
         ensure!(seen.odd <= seen.connections, "frames that concern no endpoint came to them: {seen:?}");
         ensure!(seen.settings <= 2 * seen.connections + 2, "a flood of SETTINGS came to the endpoints: {seen:?}");
         // As many as the agent lets pass, and what it read with the last one.
-        let resets = 2_000 + 5_000;
+        let resets = 1_000 + 1_000;
         ensure!(seen.resets <= resets * (time.as_secs() + 2), "a flood of resets came to the endpoints: {seen:?}");
         if let Some(attack) = attack.filter(|attack| !attack.counted.is_empty()) {
             let counted = limited.iter().any(|(name, _)| attack.counted.contains(&&**name));

@@ -85,6 +85,15 @@ impl HeaderList {
         Self::default()
     }
 
+    /// Gives back memory that a larger list left.
+    pub fn trim(&mut self) {
+        if self.bytes.capacity() > 2 * self.bytes.len() + 1024 || self.fields.capacity() > 2 * self.fields.len() + 32 {
+            self.bytes.shrink_to_fit();
+            self.fields.shrink_to_fit();
+            self.literals.shrink_to_fit();
+        }
+    }
+
     /// Drops all fields and keeps the memory for the next ones.
     pub fn clear(&mut self) {
         self.fields.clear();

@@ -55,6 +55,7 @@ pub const NAMED: &[Named] = named![
     "pod-budget", 65_536..=GIB, pod_budget, "bytes that may wait in a pod before its senders are slowed";
     "replay-stream", 0..=GIB, replay_stream, "bytes of a request kept to send it to another endpoint";
     "replay-pod", 0..=GIB, replay_pod, "the same, of all requests of a pod";
+    "waiting-heads", 65_536..=GIB, waiting_heads, "bytes of header lists that wait in a pod; beyond, streams are refused";
     "endpoint-connections", 1..=1_000, connections_per_endpoint, "connections of a pod to an endpoint that limits streams";
     "attempts", 1..=100, attempts, "endpoints tried for a request";
 ];

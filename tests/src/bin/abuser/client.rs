@@ -78,6 +78,19 @@ pub fn run(name: &str, target: SocketAddr, end: Instant) -> Option<()> {
             literal(&mut block, false, "huge", &[b'x'; 100_000]);
             flood(target, end, |id| long_headers(id, true, &block))
         }
+        // Calls that never go on, with all the header fields that are allowed.
+        "large-heads" => hold(target, end, 20, |wire| {
+            wire.drain();
+            let mut block = unary.clone();
+            literal(&mut block, false, "large", &[b'x'; 12_000]);
+            wire.say(PREFACE)
+                && wire.say(&settings(&[]))
+                && (0..50).all(|n| wire.say(&long_headers(2 * n + 1, false, &block)))
+        }),
+        // Answers that nobody takes, to frames of no cost.
+        "deaf-pings" => hold(target, end, 500, |wire| {
+            wire.say(PREFACE) && wire.say(&settings(&[])) && wire.say(&frame(PING, 0, 0, b"pingping").repeat(5_000))
+        }),
         // Answers that nobody takes.
         "zero-window" => stalled(target, end, &settings(&[(INITIAL_WINDOW_SIZE, 0)]), |_| Vec::new()),
         "one-byte-window" => stalled(target, end, &settings(&[(INITIAL_WINDOW_SIZE, 1)]), |ids| {
@@ -85,8 +98,7 @@ pub fn run(name: &str, target: SocketAddr, end: Instant) -> Option<()> {
         }),
         "no-read" => hold(target, end, 10, |wire| {
             let all = [settings(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]), window(0, 0x7fff_0000)].concat();
-            let asks =
-                (0..1_000).flat_map(|n| [headers(2 * n + 1, false, &unary), ask(2 * n + 1, 100_000, 1)].concat());
+            let asks = (0..200).flat_map(|n| [headers(2 * n + 1, false, &unary), ask(2 * n + 1, 100_000, 1)].concat());
             wire.say(PREFACE) && wire.say(&all) && wire.say(&asks.collect::<Vec<u8>>())
         }),
         // Connections that cost their owner nothing.
