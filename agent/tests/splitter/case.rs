@@ -213,7 +213,8 @@ impl<'a> Case<'a> {
             }
             12 if chance.one_in(8) => {
                 let until = self.s.world.now + Duration::from_millis(chance.below(3_000).into());
-                self.s.world.splitter.drain(self.s.world.now, None, until);
+                let service = chance.one_in(2).then(|| Rc::clone(&self.s.world.service));
+                self.s.world.splitter.drain(self.s.world.now, service.as_ref(), until);
             }
             13..55 => match choose(chance, &mut self.clients) {
                 Some(client) => client.ask(chance, &mut self.model),

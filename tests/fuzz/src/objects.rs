@@ -12,7 +12,8 @@ use crate::chance::Chance;
 
 pub fn yaml(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let lines = text.lines().count() as u64 + 1;
+    // A carriage return alone ends a line too (YAML 1.2.2 §5.4).
+    let lines = text.replace("\r\n", "\n").split(['\n', '\r']).count() as u64;
     let parsed = match parse(&"fuzz.yaml".into(), &text) {
         Ok(parsed) => parsed,
         Err(problem) => {
