@@ -1,6 +1,7 @@
 //! Makes and serves generated calls, and records what each side hears of them, one line of JSON a call. In: a seed, how
 //! many calls, an address; out: a file of records. The same seed makes the same calls, whatever lies between the two sides.
 
+mod draft;
 mod drive;
 mod generate;
 mod metadata;
