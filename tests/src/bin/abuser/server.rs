@@ -42,7 +42,7 @@ fn script(name: &str) -> Option<Script> {
             thread::sleep(LONG);
             said
         },
-        "reset-all" => |wire| each(wire, |id| cancel(id)),
+        "reset-all" => |wire| each(wire, cancel),
         "refuse-all" => |wire| each(wire, |id| frame(RST_STREAM, 0, id, &7u32.to_be_bytes())),
         "close" => |wire| wire.is_over(),
         "continuation" => |wire| {
