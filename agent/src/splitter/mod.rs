@@ -365,8 +365,8 @@ impl Splitter {
 
     /// The most that may wait in a connection's output while it is read.
     fn output_stop(&self) -> usize {
-        let high = self.output_high();
-        if high == self.limits.output_high { self.limits.output_stop } else { high }
+        let share = self.limits.pod_budget / self.conns.len().max(1);
+        share.clamp(self.output_high(), self.limits.output_stop)
     }
 
     /// What waits in the outputs of all connections.
