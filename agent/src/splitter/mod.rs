@@ -365,7 +365,8 @@ impl Splitter {
 
     /// The most that may wait in a connection's output while it is read.
     fn output_stop(&self) -> usize {
-        let share = self.limits.pod_budget / self.conns.len().max(1);
+        // Half of the budget: a buffer that grows takes up to twice what is in it.
+        let share = self.limits.pod_budget / 2 / self.conns.len().max(1);
         share.clamp(self.output_high(), self.limits.output_stop)
     }
 
