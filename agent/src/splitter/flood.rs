@@ -19,6 +19,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// deadlines and people are slower.
 const HASTE: Duration = Duration::from_millis(10);
 
+/// By then an endpoint, also one that is busy, has looked at a request.
+const LOOKED_AT: Duration = Duration::from_millis(100);
 /// Endpoints on the h2 crate end a connection with 20 requests that were taken back before they were looked at. After
 /// this many hasty ends in a second, a client's further requests go apart from others'; and after this many in the pod,
 /// endpoints hear of them only when the request is not so new any more.
@@ -122,9 +124,9 @@ impl Splitter {
 
     /// RST_STREAM for an endpoint's stream: at once, or, if too many requests are taken back in haste, when it is due.
     pub(super) fn reset_endpoint(&mut self, now: Instant, c: u32, stream: u32, opened: Instant, reason: Reason) {
-        let due = opened + HASTE;
+        let due = opened + LOOKED_AT;
         let conn = &mut self.conns[c];
-        if now >= due || !self.haste.count(now) {
+        if now >= opened + HASTE || !self.haste.count(now) {
             return conn.reset(stream, reason);
         }
         conn.resets.push_back((due, stream, reason));

@@ -394,8 +394,9 @@ impl Splitter {
 
     /// The most that may wait in a connection's output while it is read.
     fn output_stop(&self) -> usize {
-        let high = self.output_high();
-        if high == self.limits.output_high { self.limits.output_stop } else { high }
+        // Half of the budget: a buffer that grows takes up to twice what is in it.
+        let share = self.limits.pod_budget / 2 / self.conns.len().max(1);
+        share.clamp(self.output_high(), self.limits.output_stop)
     }
 
     /// What waits in the outputs of all connections.

@@ -41,6 +41,19 @@ pub(crate) const BY_CLIENTS: &[Attack] = &[
     attack("drip", &[]),
 ];
 
+/// Those that go for what the connections of one pod share.
+pub(crate) const AMONG_NEIGHBOURS: &[&str] = &[
+    "rapid-reset",
+    "reset-in-bulk",
+    "made-you-reset",
+    "large-heads",
+    "deaf-pings",
+    "zero-window",
+    "no-read",
+    "idle-streams",
+    "churn",
+];
+
 /// Endpoints' scripts.
 pub(crate) const BY_ENDPOINTS: &[Attack] = &[
     attack("ping", &["pings"]),
