@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::conn::{Role, State};
 use super::frame::{self, Reason};
 use super::message::Status;
-use super::pair::{Ending, Face, PairKey, Phase, Side};
+use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::Fatal;
 use super::{ConnId, Splitter};
 
@@ -273,30 +273,51 @@ impl Splitter {
         }
     }
 
-    /// Bytes that came from endpoint connection `c` wait for their client, and the pod is over its budget. Before the
-    /// connection's window is used up, it takes no more requests but of those who do not take what is theirs; others
-    /// would starve with them.
-    pub(super) fn part_if_starving(&mut self, c: u32, key: PairKey) {
+    /// `came` bytes from endpoint connection `c` got no credit, since the pod is over its budget. Each quarter of the
+    /// connection's window that waits for clients who do not take what is theirs brings the others on it closer to a stop.
+    /// So it takes no more requests but of such clients; and where others have streams on it already, what waits without credit ends.
+    pub(super) fn part_if_starving(&mut self, now: Instant, c: u32, key: PairKey, came: usize) {
         let conn = &self.conns[c];
-        if conn.apart || conn.recv.held() * 4 < conn.recv.size() {
+        let (held, quarter) = (conn.recv.held(), conn.recv.size() / 4);
+        let Role::Endpoint(endpoint) = &conn.role else { return };
+        if held / quarter == held.saturating_sub(came as u64) / quarter {
             return;
         }
-        let Role::Endpoint(endpoint) = &conn.role else { return };
         let (id, endpoint) = (conn.id, Rc::as_ptr(endpoint));
-        if let Some(pair) = self.pairs.get(key) {
-            self.conns[pair.client.conn].apart = true;
+        match self.pairs.get(key) {
+            Some(pair) if !pair.client.pending().is_empty() => self.conns[pair.client.conn].apart = true,
+            _ => return,
         }
-        self.conns[c].apart = true;
-        let pool = self.ways.pools.entry((endpoint, false)).or_default();
-        let before = pool.len();
-        pool.retain(|other| *other != id);
-        let listed = pool.len() < before;
-        if pool.is_empty() {
-            self.ways.pools.remove(&(endpoint, false));
+        if !std::mem::replace(&mut self.conns[c].apart, true) {
+            let pool = self.ways.pools.entry((endpoint, false)).or_default();
+            let before = pool.len();
+            pool.retain(|other| *other != id);
+            let listed = pool.len() < before;
+            if pool.is_empty() {
+                self.ways.pools.remove(&(endpoint, false));
+            }
+            if listed {
+                self.ways.pools.entry((endpoint, true)).or_default().push(id);
+            }
         }
-        if listed {
-            self.ways.pools.entry((endpoint, true)).or_default().push(id);
+        let mut in_flight = self.conns[c].streams.values().filter_map(|key| self.pairs.peek(*key));
+        if in_flight.all(|pair| self.conns[pair.client.conn].apart) {
+            return;
         }
+        let waits = |key: &PairKey| {
+            self.pairs.peek(*key).is_some_and(|Pair { client, endpoint, .. }| {
+                let from_here = endpoint.owed_to == Some(id) || endpoint.is_open() && endpoint.conn == c;
+                from_here && endpoint.unpaid > 0 && !client.pending().is_empty()
+            })
+        };
+        let clients = self.conns.live().filter(|conn| conn.apart && conn.face() == Face::Client);
+        let mut waiting: Vec<_> = clients
+            .flat_map(|conn| conn.streams.iter().map(|(stream, key)| (conn.id, *stream, *key)))
+            .filter(|(.., key)| waits(key))
+            .collect();
+        // In the order they came, so that equal inputs give equal outputs.
+        waiting.sort_unstable_by_key(|(client, stream, _)| (*client, *stream));
+        waiting.into_iter().for_each(|(.., key)| self.shed(now, key, Face::Client));
     }
 
     /// SETTINGS_INITIAL_WINDOW_SIZE changed on connection `c`.

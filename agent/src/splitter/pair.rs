@@ -289,7 +289,6 @@ impl Pairs {
     }
 
     /// As [`Pairs::get`], for looking only.
-    #[cfg(debug_assertions)]
     pub(super) fn peek(&self, key: PairKey) -> Option<&Pair> {
         let (generation, slot) = &self.slots[key.index as usize];
         if *generation == key.generation { slot.as_ref() } else { None }

@@ -260,7 +260,7 @@ impl Splitter {
             self.free_endpoint(now, key);
         }
         if !paid && self.conns.slot(id).is_some() {
-            self.part_if_starving(c, key);
+            self.part_if_starving(now, c, key, head.length);
         }
         Ok(())
     }

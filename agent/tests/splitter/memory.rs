@@ -58,6 +58,34 @@ fn answers_that_have_ended_and_wait_for_their_client_are_within_the_pods_budget(
     drop(client.got());
 }
 
+/// What another client of the pod has in flight on the same endpoint connection does not wait for one that reads nothing:
+/// of that one's answers, what waits in the pod beyond its budget ends.
+#[test]
+fn a_call_in_flight_is_answered_whatever_a_neighbour_leaves_unread() {
+    let mut s = Script::with(Limits { pod_budget: 1 << 20, ..Limits::default() }, 1);
+    let (mut good, mut server) = s.call();
+    let mut bad = s.client_with(&[(INITIAL_WINDOW_SIZE, 0)]);
+    for n in 0..400u32 {
+        s.send(&bad, headers(1 + 2 * n, END, CALL));
+    }
+    server.got();
+    let mut window = 65_535 + server.credit(0) as usize;
+    for n in 0..400u32 {
+        if window < 16_384 {
+            break;
+        }
+        s.send(&server, [headers(3 + 2 * n, MORE, OK), data(3 + 2 * n, END, &[0; 16_384])].concat());
+        window = window - 16_384 + server.credit(0) as usize;
+    }
+    assert!(window > 1 << 19, "the endpoint may send {window} bytes");
+    still_served(&mut s, &mut good, &server);
+    // Those within the budget wait for it; and the good one has not ended its request.
+    let kept = s.open_streams() - 1;
+    assert!((60..100).contains(&kept), "{kept}");
+    let resets = s.all(&mut bad).iter().filter(|got| matches!(got, Got::Reset { code: ENHANCE_YOUR_CALM, .. })).count();
+    assert_eq!(resets as u64, 400 - kept);
+}
+
 #[test]
 fn a_peer_that_does_not_take_its_answers_is_not_read_until_it_does() {
     let floods = Floods { pings: 1_000_000, ..Limits::default().floods };
