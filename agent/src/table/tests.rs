@@ -169,7 +169,10 @@ fn what_a_namespace_or_pod_cannot_say_is_a_problem_and_the_default_applies() {
             let built = built(&format!("{}{object}", cart("", "", GRPC)));
             assert_eq!(built.table.services.len(), 1, "{word}: the port's own word");
             let [problem] = &problems(&built)[..] else { panic!("{word}: {:?}", problems(&built)) };
-            assert!(problem.contains(&format!("\"{word}\" is unreadable")) && problem.contains("\"false\""), "{problem}");
+            assert!(
+                problem.contains(&format!("\"{word}\" is unreadable")) && problem.contains("\"false\""),
+                "{problem}"
+            );
         }
     }
     let balanced = "---\napiVersion: v1\nkind: Namespace

@@ -115,7 +115,8 @@ impl File {
 
     /// With what becomes of the rest of the file.
     fn told(&self, problem: Problem) -> Problem {
-        let meanwhile = if self.objects.is_empty() { "the whole file is ignored" } else { "its last good version serves on" };
+        let meanwhile =
+            if self.objects.is_empty() { "the whole file is ignored" } else { "its last good version serves on" };
         Problem { message: format!("{}; {meanwhile}", problem.message), ..problem }
     }
 
