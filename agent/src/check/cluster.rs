@@ -95,10 +95,10 @@ async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, Fa
     }
 }
 
-/// The whole chain; errors of the client repeat their causes, which are left out.
+/// The whole chain on one line; errors of the client repeat their causes, which are left out.
 fn in_words(error: &anyhow::Error) -> String {
     let mut words = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(|cause| cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ")) {
         if !words.contains(&cause) {
             words += if words.is_empty() { "" } else { ": " };
             words += &cause;
