@@ -57,10 +57,11 @@ Examples:
   SLUICE_SOURCE=./manifests SLUICE_GRACE=2m sluice-agent run";
 
 const CHECKS: &str = "\
-Nothing stays behind on the node, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
+Without --source the node alone is looked at. Nothing stays behind on it, and no pod notices. The exit status is 0 if nothing failed (warnings are allowed), 1
 otherwise.
 
 Examples:
+  sluice-agent check
   sluice-agent check --source kube --node-name $(hostname)
   sluice-agent check --source ./manifests --output json
   kubectl -n sluice-system exec ds/sluice-agent -- sluice-agent check";
@@ -71,14 +72,15 @@ pub struct Site {
     /// Where Services, EndpointSlices, Pods and Namespaces come from: `kube`, the cluster's API server; or a folder of
     /// Kubernetes YAML or JSON, read again whenever it changes.
     #[arg(long, env = "SLUICE_SOURCE", value_name = "kube|DIR", value_parser = source)]
-    pub source: SourceSpec,
+    pub source: Option<SourceSpec>,
 
     /// The cgroup (v2) that holds this node's pods [default: the kubepods group that the agent itself is in, or else
     /// /sys/fs/cgroup/kubepods.slice or /sys/fs/cgroup/kubepods]
     #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
 
-    /// This node's name in the cluster, in a pod the field spec.nodeName. Without it the agent does not know its zone.
+    /// This node's name in the cluster, in a pod the field spec.nodeName. `--source kube` needs it; with a folder the agent
+    /// does not know its zone without it.
     #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<Arc<str>>,
 
@@ -113,6 +115,7 @@ pub enum Output {
 
 /// What `sluice-agent run` is told.
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("source", |source| source.required(true)))]
 pub struct Run {
     #[command(flatten)]
     pub site: Site,
@@ -152,6 +155,18 @@ impl Run {
     /// The limits of each pod; an error says what is wrong with them together.
     pub fn limits(&self) -> Result<Limits, String> {
         Limits::with(&self.limits).map_err(|error| format!("--limit: {error}"))
+    }
+}
+
+/// Whether `run` would take what its environment variables say, though the command line asks for something else.
+pub fn of_environment() -> Result<(), String> {
+    match Cli::try_parse_from(["sluice-agent", "run", "--source=kube"]) {
+        Ok(Cli { command: Command::Run(run) }) => run.limits().map(drop),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = error.to_string();
+            Err(text.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned())
+        }
     }
 }
 
@@ -195,9 +210,14 @@ fn level() -> impl TypedValueParser<Value = LevelFilter> {
 }
 
 fn filter(text: &str) -> Result<String, String> {
+    let cure = "give a level such as info, or PART=LEVEL, several with commas";
+    // Taken for a part by the library, whose lines alone would be shown.
+    if let Some(word) = text.split(',').find(|it| !it.contains(['=', '[']) && it.parse::<LevelFilter>().is_err()) {
+        return Err(format!("{word} is no level; {cure}"));
+    }
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{error}; give a level such as info, or PART=LEVEL, several with commas")),
+        Err(error) => Err(format!("{error}; {cure}")),
     }
 }
 
@@ -252,7 +272,7 @@ mod tests {
     #[test]
     fn defaults_stand_where_nothing_is_said() {
         let run = run(&["--source", "/m"]).unwrap();
-        assert_eq!((run.site.source, run.site.cgroup), (SourceSpec::Dir("/m".into()), None));
+        assert_eq!((run.site.source, run.site.cgroup), (Some(SourceSpec::Dir("/m".into())), None));
         assert_eq!(run.admin, "127.0.0.1:9966".parse().unwrap());
         assert_eq!(run.grace, Duration::from_secs(30));
         assert_eq!((run.bpf_log, &*run.log), (LevelFilter::OFF, "info"));
@@ -260,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_cluster_is_a_source_and_a_folder_of_that_name_needs_its_path() {
-        let source = |text: &str| run(&["--source", text]).unwrap().site.source;
+        let source = |text: &str| run(&["--source", text]).unwrap().site.source.unwrap();
         assert_eq!(source("kube"), SourceSpec::Kube);
         assert_eq!(source("./kube"), SourceSpec::Dir("./kube".into()));
     }
@@ -305,6 +325,7 @@ mod tests {
             ("--limit=pings=5,client-streams=0", "from 1 to 1000000"),
             ("--bpf-log=loud", "possible values: off"),
             ("--log=a=b=c", "such as info"),
+            ("--log=blah", "such as info"),
         ] {
             let error = run(&["--source=/m", argument][usize::from(argument.starts_with("--source"))..]).unwrap_err();
             assert!(error.contains(argument.split('=').next().unwrap()), "{error}");
@@ -317,5 +338,8 @@ mod tests {
         let mut cli = Cli::command().mut_subcommand("run", |run| run.mut_arg("source", |source| source.env(None)));
         let error = cli.try_get_matches_from_mut(["sluice-agent", "run"]).unwrap_err().to_string();
         assert!(error.contains("--source <kube|DIR>"), "{error}");
+        let mut cli =
+            Cli::command().mut_subcommand("check", |check| check.mut_arg("source", |source| source.env(None)));
+        cli.try_get_matches_from_mut(["sluice-agent", "check"]).unwrap();
     }
 }

@@ -38,9 +38,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where the kernel programs' lines appear in the log.
 const KERNEL_LOG: &str = "sluice::kernel";
-/// The client library's own words on a watch, one for each attempt while it fails; the agent says once what is wrong and
+/// The client libraries' own words on a watch, one for each attempt while it fails; the agent says once what is wrong and
 /// how to mend it, and once that it is over. Still to be had by --log: a later word on the same part wins.
-const REPEATS: &str = "kube_runtime";
+const REPEATS: &str = "kube_runtime=off,kube_client=off,rustls_platform_verifier=off";
 
 /// Serves the node until a signal or an error.
 pub fn run(config: &Run) -> Result<()> {
@@ -56,7 +56,7 @@ pub fn run(config: &Run) -> Result<()> {
 
 /// On standard error; with colours only for people.
 fn start_log(config: &Run) -> Result<()> {
-    let mut filter = EnvFilter::try_new(format!("{REPEATS}=off,{}", config.log)).context("--log")?;
+    let mut filter = EnvFilter::try_new(format!("{REPEATS},{}", config.log)).context("--log")?;
     if config.bpf_log != LevelFilter::OFF {
         filter = filter.add_directive(format!("{KERNEL_LOG}={}", config.bpf_log).parse()?);
     }

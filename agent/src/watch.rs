@@ -1,7 +1,7 @@
 //! Where the objects come from: the API server, or a folder of manifests. Out: updates for the store, and what is wrong
 //! with the source. It does not look into the objects; the table does.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::config::{Site, SourceSpec};
 use crate::table::{Catalog, Problem, Update};
@@ -29,14 +29,16 @@ impl Source {
     /// API server, but not where that is away.
     pub async fn open(site: &Site) -> Result<Self> {
         match &site.source {
-            SourceSpec::Dir(path) => Self::dir(path),
-            SourceSpec::Kube => {
+            None => bail!("--source is missing: give kube, or a folder of Kubernetes YAML"),
+            Some(SourceSpec::Dir(path)) => Self::dir(path),
+            Some(SourceSpec::Kube) => {
                 let node = site.node_name.as_deref().context(
                     "--source kube needs --node-name (or SLUICE_NODE_NAME): the node whose pods are served; in a pod, \
                      take it from the downward API (fieldPath: spec.nodeName)",
                 )?;
-                let client = kube::connect(site.kubeconfig.as_deref()).await?;
-                Ok(Source::Kube(Box::new(Kube::start(client, node))))
+                let way = kube::way(site.kubeconfig.as_deref()).await?;
+                tracing::info!(url = %way.cluster_url, "API server");
+                Ok(Source::Kube(Box::new(Kube::start(kube::client(way)?, node))))
             }
         }
     }

@@ -50,7 +50,13 @@ impl Cluster {
     /// The cluster that is up on this machine; an error if there is none, or one of its processes is dead.
     pub fn attach() -> Result<Self> {
         require_root()?;
-        let programs = fs::read_to_string(state::path(READY)).context("no cluster is up: cargo xtask cluster up")?;
+        let programs = match fs::read_to_string(state::path(READY)) {
+            Ok(programs) => programs,
+            Err(_) if Self::exists() => {
+                bail!("the cluster was never made to its end; start anew: cargo xtask cluster up")
+            }
+            Err(_) => bail!("no cluster is up: cargo xtask cluster up"),
+        };
         let dead = state::dead();
         if !dead.is_empty() {
             bail!(
@@ -112,6 +118,7 @@ impl Cluster {
 
     fn make(&self, say: &impl Fn(&str)) -> Result<()> {
         say("making two nodes");
+        network::is_free()?;
         state::make(&NODES.map(|node| node.name()))?;
         pki::make()?;
         pki::kubeconfig("admin", "/O=system:masters/CN=admin")?;
@@ -164,9 +171,9 @@ impl Cluster {
             let words = |word: &std::ffi::OsStr| word.to_string_lossy().into_owned();
             let enter: Vec<_> = command.get_args().map(words).filter(|word| !word.is_empty()).collect();
             let script = format!(
-                "#!/bin/sh\n# Runs a command, or a shell, where {}'s kubelet and containerd run.\n\
+                "#!/bin/sh\n# Runs a command, or a shell, where {}'s kubelet and containerd run, in this folder if it is there.\n\
                  export CONTAINERD_NAMESPACE=k8s.io CONTAINERD_SNAPSHOTTER=native\n\
-                 [ $# -gt 0 ] || set -- \"${{SHELL:-/bin/sh}}\"\nexec nsenter {} \"$@\"\n",
+                 [ $# -gt 0 ] || set -- \"${{SHELL:-/bin/sh}}\"\nexec nsenter {} sh -c 'cd \"$0\" 2>/dev/null; exec \"$@\"' \"$PWD\" \"$@\"\n",
                 node.name(),
                 enter.join(" ")
             );
@@ -184,11 +191,6 @@ impl Cluster {
     /// Where the API server listens: no proxy of the machine's knows it.
     pub fn api_server_ip(&self) -> Ipv4Addr {
         network::CONTROL_PLANE
-    }
-
-    /// Where etcd listens, without a password.
-    pub fn etcd(&self) -> &'static str {
-        control_plane::ETCD
     }
 
     /// Folders for a shell's PATH: kubectl and helm; `node-a` and `node-b`, which run a command on that node.
@@ -227,6 +229,12 @@ impl Cluster {
     /// Runs `probe` on this machine with lines for its standard input, and gives what it says.
     pub fn probe(&self, args: &[&str], lines: &str) -> Result<String> {
         state::output(self.command(PROBE).args(args), lines.as_bytes())
+    }
+
+    /// Writes past the API server: lines of `PUT KEY VALUE` and `DELETE KEY` for etcd.
+    pub fn store(&self, lines: &str) -> Result<String> {
+        let [authority, certificate, key] = pki::etcd_client();
+        self.probe(&["store", control_plane::ETCD, &authority, &certificate, &key], lines)
     }
 
     /// Applies objects, YAML or JSON.

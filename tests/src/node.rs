@@ -43,7 +43,7 @@ const SYSTEM: &str = "system";
 pub fn require_root() -> Result<()> {
     // SAFETY: takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        bail!("the simulated node needs root (network namespaces, cgroups, nftables, BPF): run it with sudo");
+        bail!("it needs root (network namespaces, cgroups, nftables, BPF): run it with sudo");
     }
     Ok(())
 }

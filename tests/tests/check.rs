@@ -108,6 +108,40 @@ fn a_node_that_has_everything_passes_and_text_says_the_same_as_json() -> Result<
 }
 
 #[test]
+fn without_a_source_the_node_alone_is_looked_at_and_that_is_said() -> Result<()> {
+    let node = Node::new()?;
+    let kubepods = node.kubepods().display().to_string();
+    let bare = node.command(agent()?).args(["check", "--output", "json", "--cgroup", &kubepods]);
+    let said = said(bare)?;
+    said.ensure_nothing_fails()?;
+    ensure!(said.item("source")?["level"] == "warn" && said.found("source")?.contains("tried"), "{}", said.report);
+    Ok(())
+}
+
+#[test]
+fn settings_that_run_would_refuse_fail_before_it_starts() -> Result<()> {
+    let node = Node::new()?;
+    for (variable, flag) in [("SLUICE_LOG=blah=x", "--log"), ("SLUICE_LIMIT=stream-window=2000000", "--limit")] {
+        let said = below(&node, "env", &[variable])?;
+        said.ensure_only_fails("settings", "SLUICE_LOG")?;
+        ensure!(said.found("settings")?.contains(flag), "{}", said.report);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_failed_stands_at_the_end_where_a_log_is_read() -> Result<()> {
+    let node = Node::new()?;
+    let words = check(&node).into_iter().filter(|word| word != "--output" && word != "json");
+    let output = node.command("env").arg("SLUICE_LOG=blah").arg(agent()?).args(words).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let (_, end) = text.split_once("\nto be mended:\n").with_context(|| text.clone())?;
+    ensure!(end.lines().count() == 3 && end.starts_with("fail  settings"), "{text}");
+    ensure!(end.trim_end().ends_with("sluice cannot serve this node yet"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn a_dropped_capability_fails_alone_and_the_cure_names_it() -> Result<()> {
     let node = Node::new()?;
     let _pod = node.pod("client")?;

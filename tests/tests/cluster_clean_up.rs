@@ -178,6 +178,39 @@ fn what_a_killed_process_left_is_removed_by_down() -> Result<()> {
 }
 
 #[test]
+fn what_is_no_clusters_is_named_and_stays() -> Result<()> {
+    let _exclusive = alone()?;
+    let before = Before::take()?;
+    let ip = |args: &[&str]| -> Result<()> {
+        ensure!(Command::new("ip").args(args).status()?.success(), "ip {args:?}");
+        Ok(())
+    };
+    let refusal = || -> Result<String> {
+        let output = xtask("up")?.output()?;
+        ensure!(!output.status.success(), "it came up");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    ip(&["link", "add", "sluice0", "type", "bridge"])?;
+    let (said, down) = (refusal(), run("down"));
+    let stays = Path::new("/sys/class/net/sluice0").exists();
+    ip(&["link", "del", "sluice0"])?;
+    let said = said?;
+    assert!(stays && said.contains("sluice0") && said.contains("ip link del"), "{said}");
+    assert_eq!(down?, "there is no cluster\n");
+
+    let folder = Path::new("/var/lib/sluice-cluster");
+    std::fs::create_dir(folder)?;
+    std::fs::write(folder.join("mine"), "")?;
+    let (said, down) = (refusal(), run("down"));
+    let stays = folder.join("mine").exists();
+    std::fs::remove_dir_all(folder)?;
+    let said = said?;
+    assert!(stays && said.contains("/var/lib/sluice-cluster is in the way"), "{said}");
+    assert_eq!(down?, "there is no cluster\n");
+    before.is_restored()
+}
+
+#[test]
 fn a_half_dead_cluster_is_made_anew_by_up() -> Result<()> {
     let _exclusive = alone()?;
     let before = Before::take()?;
@@ -185,6 +218,12 @@ fn a_half_dead_cluster_is_made_anew_by_up() -> Result<()> {
     Cluster::attach()?.stop_api_server()?;
     let dead = format!("{:#}", Cluster::attach().unwrap_err());
     assert!(dead.contains("kube-apiserver ended"), "{dead}");
+    let shell = xtask("shell")?.args(["--", "true"]).output()?;
+    let said = String::from_utf8_lossy(&shell.stderr);
+    assert!(
+        !shell.status.success() && said.contains("kube-apiserver ended"),
+        "it is not for a shell to remove: {said}"
+    );
     run("up")?;
     assert_eq!(Cluster::attach()?.kubectl(&["get", "--raw", "/readyz"])?, "ok");
     run("down")?;

@@ -35,11 +35,11 @@ fn helm(args: &[&str]) -> Result<Output> {
     command.output().context("cannot start helm")
 }
 
-/// `helm template` with these values; a helm from source takes clusters for an old version unless told.
+/// `helm template` with these values.
 fn template(values: &[&str]) -> Result<Output> {
     let chart = folder().join("chart");
     let chart = chart.to_str().context("a path in UTF-8")?;
-    helm(&[&["template", "sluice", chart, "--namespace", NAMESPACE, "--kube-version", "1.36.0"], values].concat())
+    helm(&[&["template", "sluice", chart, "--namespace", NAMESPACE], values].concat())
 }
 
 fn objects(output: &Output) -> Result<Objects> {
@@ -146,6 +146,7 @@ fn values_for_the_agent_become_its_variables_in_the_check_too() -> Result<()> {
         ("cgroup=\"\"", "SLUICE_CGROUP", None),
         ("log=\"info,sluice_agent::pods=debug\"", "SLUICE_LOG", Some("info,sluice_agent::pods=debug")),
         ("bpfLog=\"debug\"", "SLUICE_BPF_LOG", Some("debug")),
+        ("log=\"off\"", "SLUICE_LOG", Some("off")),
         ("extraEnv=[{\"name\":\"X\",\"value\":\"y\"}]", "X", Some("y")),
     ] {
         let object = daemon_set(&["--set-json", value])?;
@@ -212,12 +213,56 @@ fn a_value_of_unknown_name_or_wrong_type_is_refused_by_its_name() -> Result<()> 
         ("podAnnotations={\"a\":true}", "/podAnnotations/a"),
         ("extraEnv=[{\"value\":\"x\"}]", "/extraEnv/0"),
         ("networkPolicy.enabled=\"yes\"", "/networkPolicy/enabled"),
+        ("log=\"blah\"", "/log"),
+        ("log=\"blah=x\"", "/log"),
+        ("resources.limits.memory=\"oops\"", "/resources/limits/memory"),
     ] {
         let output = template(&["--set-json", value])?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{value} was taken");
         assert!(said.contains("don't meet the specifications of the schema"), "{value}: {said}");
         assert!(said.contains(place), "{value}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_chart_sets_already_or_does_not_heed_is_refused() -> Result<()> {
+    for (value, words) in [
+        ("extraEnv=[{\"name\":\"SLUICE_LOG\",\"value\":\"debug\"}]", "set the value log in place of SLUICE_LOG"),
+        ("extraEnv=[{\"name\":\"SLUICE_SOURCE\",\"value\":\"x\"}]", "SLUICE_SOURCE is the chart's own"),
+        ("podAnnotations={\"sluice.dev/redirect\":\"true\"}", "sluice.dev/redirect is the chart's own"),
+        ("networkPolicy.from=[{\"podSelector\":{}}]", "no effect without networkPolicy.enabled"),
+    ] {
+        let output = template(&["--set-json", value])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{value}: {said}");
+    }
+    Ok(())
+}
+
+/// Every variable of the DaemonSet is one that `extraEnv` may not set again.
+#[test]
+fn the_chart_knows_its_own_variables() -> Result<()> {
+    let all = daemon_set(&["--set=workers=2", "--set=limits.pings=5", "--set=cgroup=/sys/fs/cgroup/x"])?;
+    for variable in all["spec"]["template"]["spec"]["containers"][0]["env"].as_array().context("no variables")? {
+        let name = variable["name"].as_str().context("a name")?;
+        let again = format!("extraEnv=[{{\"name\":\"{name}\",\"value\":\"x\"}}]");
+        assert!(!template(&["--set-json", &again])?.status.success(), "{name} was taken twice");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_check_is_shown_whole_wherever_its_command_stands() -> Result<()> {
+    let repository = folder().join("..");
+    for file in ["README.md", "manifests/README.md", "manifests/chart/templates/NOTES.txt"] {
+        let text = fs::read_to_string(repository.join(file))?;
+        let shown: Vec<_> = text.lines().filter(|line| line.contains(" logs ") && line.contains("check")).collect();
+        assert!(!shown.is_empty(), "{file} does not tell how to read the check");
+        for line in shown {
+            assert!(line.contains("--tail=-1") && line.contains("--prefix"), "{file}: {line}");
+        }
     }
     Ok(())
 }

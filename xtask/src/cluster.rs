@@ -23,7 +23,7 @@ pub(crate) enum Task {
     Up,
     /// Remove it, or what is left of one
     Down,
-    /// A shell, or COMMAND, with kubectl, helm, node-a and node-b for it; brings it up if need be, and leaves it up
+    /// A shell, or COMMAND, with kubectl, helm, node-a and node-b for it; brings it up if there is none, and leaves it up
     Shell {
         /// What to run in place of $SHELL
         #[arg(last = true)]
@@ -57,6 +57,7 @@ fn up() -> Result<ExitCode> {
     }
     println!(
         "a shell in it:   cargo xtask cluster shell    (kubectl, helm; `node-a COMMAND` runs COMMAND on a node)\n\
+         an image for it: cargo xtask cluster shell -- node-a ctr images import FILE    (and the same on node-b)\n\
          from elsewhere:  export KUBECONFIG={}\n\
          remove it:       cargo xtask cluster down",
         Cluster::attach()?.kubeconfig().display()
@@ -74,7 +75,8 @@ fn down() -> Result<ExitCode> {
 
 fn shell(command: &[OsString]) -> Result<ExitCode> {
     host::need_root("cluster shell")?;
-    let cluster = Cluster::attach().or_else(|_| bring_up())?;
+    // One that is half dead has what somebody may want to look at.
+    let cluster = if Cluster::exists() { Cluster::attach() } else { bring_up() }?;
     cluster.keep()?;
     let own = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     let (program, args) = if command.is_empty() { &own[..] } else { command }.split_first().context("no command")?;

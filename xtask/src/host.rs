@@ -17,10 +17,15 @@ pub(crate) fn step(text: &str) {
 
 /// Fails unless root, before anything slow begins. `task` is the command as typed.
 pub(crate) fn need_root(task: &str) -> Result<()> {
+    let end = if task.starts_with("cluster") {
+        "`cargo xtask cluster down` removes all of it"
+    } else {
+        "all of it is gone when it ends"
+    };
     testbed::require_root().with_context(|| {
         format!(
             "`cargo xtask {task}` makes network namespaces, cgroups and nftables rules of its own and loads BPF \
-             programs; all of it is gone when it ends"
+             programs; {end}"
         )
     })
 }

@@ -13,7 +13,7 @@ use crate::host;
 
 /// Where the files' objects live; `namespace.yaml` makes it.
 const NAMESPACE: &str = "sluice-system";
-/// A helm from source takes clusters for an old version unless told; the chart asks for 1.30.
+/// Whatever helm was built with; the chart asks for 1.30.
 const KUBERNETES: &str = "1.36.0";
 /// A file, the template that it is made of, and the value that makes it.
 const FILES: [(&str, &str, Option<&str>); 3] = [

@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 
 use super::item::Item;
-use crate::watch::kube::connect;
+use crate::watch::kube::{Fault, client, way};
 
 const SERVER: &str = "API server";
 const NODE: &str = "node";
@@ -18,8 +18,9 @@ const NODE: &str = "node";
 /// The label that hints are about.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// The first version that serves discovery.k8s.io/v1.
+/// The first version that serves discovery.k8s.io/v1, and the first that knows all fields of the manifests.
 const OLDEST: (u32, u32) = (1, 21);
+const OLDEST_OF_MANIFESTS: (u32, u32) = (1, 30);
 
 /// How long the API server may take for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -50,52 +51,54 @@ const RIGHTS: [Right; 6] = [
 ];
 
 pub(super) async fn items(kubeconfig: Option<&Path>, node_name: Option<&str>) -> Vec<Item> {
-    let client = match connect(kubeconfig).await {
+    // `run` does not start without.
+    let Some(name) = node_name else { return vec![nameless()] };
+    let way = match way(kubeconfig).await {
+        Ok(way) => way,
+        Err(error) => return vec![no_way(&error, kubeconfig)],
+    };
+    let url = way.cluster_url.to_string();
+    let client = match client(way) {
         Ok(client) => client,
-        Err(error) => return vec![unreachable(&error)],
+        Err(error) => return vec![no_way(&error, kubeconfig)],
     };
     let version = match answer(client.apiserver_version()).await {
-        Ok(version) => server(&version.git_version, &version.major, &version.minor),
-        Err(error) => return vec![no_version(&error)],
+        Ok(version) => server(&url, &version.git_version, &version.major, &version.minor),
+        Err(fault) => return vec![no_version(&url, fault)],
     };
     let mut items = vec![version];
     for right in &RIGHTS {
         match denied(&client, right).await {
             Ok(denied) => items.push(judge_right(right, &denied)),
-            Err(error) => {
-                items.push(unasked(&error));
+            Err(fault) => {
+                items.push(unasked(&fault));
                 break;
             }
         }
     }
-    items.push(match node_name {
-        None => nameless(),
-        Some(name) => match own_node(&client, name).await {
-            Ok(zone) => node(name, zone),
-            Err(error) => Item::fail(
-                NODE,
-                format!("{name} cannot be looked up: {}", in_words(&error)),
-                "see RBAC: the agent lists and watches nodes",
-            ),
-        },
+    items.push(match own_node(&client, name).await {
+        Ok(zone) => node(name, zone),
+        Err(fault) => Item::fail(
+            NODE,
+            format!("{name} cannot be looked up: {}", fault.what),
+            "see RBAC: the agent lists and watches nodes",
+        ),
     });
     items
 }
 
 /// An answer in time.
-async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, Fault> {
     match tokio::time::timeout(ANSWER_WITHIN, asked).await {
-        // The client shows all fields of the answer; these two tell.
-        Ok(Err(kube::Error::Api(status))) => anyhow::bail!("{} (HTTP {})", status.message, status.code),
-        Ok(answer) => Ok(answer?),
-        Err(_) => anyhow::bail!("no answer within {} s", ANSWER_WITHIN.as_secs()),
+        Ok(answer) => answer.map_err(|error| Fault::of(&error, None)),
+        Err(_) => Err(Fault::silence(ANSWER_WITHIN)),
     }
 }
 
-/// The whole chain; errors of the client repeat their causes, which are left out.
+/// The whole chain on one line; errors of the client repeat their causes, which are left out.
 fn in_words(error: &anyhow::Error) -> String {
     let mut words = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(|cause| cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ")) {
         if !words.contains(&cause) {
             words += if words.is_empty() { "" } else { ": " };
             words += &cause;
@@ -104,29 +107,26 @@ fn in_words(error: &anyhow::Error) -> String {
     words
 }
 
-/// A server that refuses us is a fault of ours; one that is away comes back, and the agent waits for it as long as it takes:
-/// an init step that failed would only delay that.
-fn no_version(error: &anyhow::Error) -> Item {
-    match error.downcast_ref() {
-        Some(kube::Error::Api(_)) => unreachable(error),
-        _ => Item::warn(
-            SERVER,
-            format!("{}; the agent waits for it, and kube-proxy serves until then", in_words(error)),
-            "see that the API server runs, and that NetworkPolicies let the agent reach it",
-        ),
+/// A server that refuses us, or is not the one, is a fault of ours; one that is away comes back, and the agent waits for it as
+/// long as it takes: an init step that failed would only delay that.
+fn no_version(url: &str, fault: Fault) -> Item {
+    if fault.lasts {
+        return Item::fail(SERVER, format!("{url}: {}", fault.what), fault.cure);
     }
+    let found = format!("{url}: {}; the agent waits for it, and kube-proxy serves until then", fault.what);
+    Item::warn(SERVER, found, fault.cure)
 }
 
-fn unreachable(error: &anyhow::Error) -> Item {
-    Item::fail(
-        SERVER,
-        in_words(error),
-        "in a pod: automountServiceAccountToken must not be false, and NetworkPolicies must let the agent reach the API \
-         server; elsewhere give --kubeconfig FILE. Without a cluster use --source DIR",
-    )
+/// What is said of the way there cannot be used.
+fn no_way(error: &anyhow::Error, kubeconfig: Option<&Path>) -> Item {
+    const IN_A_POD: &str = "automountServiceAccountToken of the Pod and its ServiceAccount must not be false";
+    const ELSEWHERE: &str = "give --kubeconfig FILE, one with which `kubectl --kubeconfig FILE get nodes` works; without a \
+                             cluster use --source DIR";
+    let in_a_pod = kubeconfig.is_none() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    Item::fail(SERVER, in_words(error), if in_a_pod { IN_A_POD } else { ELSEWHERE })
 }
 
-fn server(shown: &str, major: &str, minor: &str) -> Item {
+fn server(url: &str, shown: &str, major: &str, minor: &str) -> Item {
     // Some providers write `33+`.
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
     match number(major).zip(number(minor)) {
@@ -135,12 +135,17 @@ fn server(shown: &str, major: &str, minor: &str) -> Item {
             format!("Kubernetes {shown} has no EndpointSlices of discovery.k8s.io/v1"),
             format!("upgrade the cluster to {}.{} or newer", OLDEST.0, OLDEST.1),
         ),
-        _ => Item::ok(SERVER, format!("Kubernetes {shown}")),
+        Some(version) if version < OLDEST_OF_MANIFESTS => Item::warn(
+            SERVER,
+            format!("Kubernetes {shown} at {url} does not know all fields of sluice's manifests"),
+            format!("upgrade the cluster to {}.{} or newer", OLDEST_OF_MANIFESTS.0, OLDEST_OF_MANIFESTS.1),
+        ),
+        _ => Item::ok(SERVER, format!("Kubernetes {shown} at {url}")),
     }
 }
 
 /// The verbs of a right that are refused.
-async fn denied(client: &Client, right: &Right) -> anyhow::Result<Vec<&'static str>> {
+async fn denied(client: &Client, right: &Right) -> Result<Vec<&'static str>, Fault> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut denied = Vec::new();
     for verb in right.verbs {
@@ -162,10 +167,10 @@ async fn denied(client: &Client, right: &Right) -> anyhow::Result<Vec<&'static s
     Ok(denied)
 }
 
-fn unasked(error: &anyhow::Error) -> Item {
+fn unasked(fault: &Fault) -> Item {
     Item::fail(
         "RBAC",
-        format!("the API server does not say what the agent may do: {}", in_words(error)),
+        format!("the API server does not say what the agent may do: {}", fault.what),
         "see that it accepts the agent's ServiceAccount or kubeconfig, and that these may create selfsubjectaccessreviews \
          (the built-in ClusterRole system:basic-user says so)",
     )
@@ -191,7 +196,7 @@ fn judge_right(right: &Right, denied: &[&str]) -> Item {
 }
 
 /// The zone of the node's object: none where there is no such object, and in it none where it has no zone.
-async fn own_node(client: &Client, name: &str) -> anyhow::Result<Option<Option<String>>> {
+async fn own_node(client: &Client, name: &str) -> Result<Option<Option<String>>, Fault> {
     // As the agent does: its rights are list and watch.
     let nodes: Api<Node> = Api::all(client.clone());
     let found = answer(nodes.list(&ListParams::default().fields(&format!("metadata.name={name}")))).await?;
@@ -199,9 +204,9 @@ async fn own_node(client: &Client, name: &str) -> anyhow::Result<Option<Option<S
 }
 
 fn nameless() -> Item {
-    Item::warn(
+    Item::fail(
         NODE,
-        "not named: the agent cannot tell its own node's endpoints and zone",
+        "not named, and --source kube needs it: the API server was not tried",
         "give --node-name; in a pod SLUICE_NODE_NAME from the field spec.nodeName",
     )
 }
@@ -225,14 +230,76 @@ fn node(name: &str, found: Option<Option<String>>) -> Item {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::check::item::Level;
 
+    /// What is found at a server that answers everything with this.
+    async fn found_at(status: &'static str, body: &'static str) -> Vec<Item> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let _ = connection.read(&mut [0; 4096]).await;
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = connection.write_all((head + body).as_bytes()).await;
+            }
+        });
+        found_by(&server).await
+    }
+
+    async fn found_by(server: &str) -> Vec<Item> {
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "contexts": [{ "name": "x", "context": { "cluster": "x", "user": "x" } }],
+            "clusters": [{ "name": "x", "cluster": { "server": server } }],
+            "users": [{ "name": "x", "user": { "token": "garbage" } }],
+        });
+        let name = format!("sluice-check-{}-{}", std::process::id(), server.rsplit(':').next().unwrap());
+        let file = std::env::temp_dir().join(name);
+        std::fs::write(&file, config.to_string()).unwrap();
+        let items = items(Some(&file), Some("n1")).await;
+        std::fs::remove_file(&file).unwrap();
+        items
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_the_agent_fails_and_one_that_is_sick_or_away_may_come_back() {
+        let refusal = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#;
+        for (status, body, words) in [
+            ("401 Unauthorized", refusal, "Unauthorized (HTTP 401)"),
+            ("403 Forbidden", "<html>blocked</html>", "is no API server"),
+            ("200 OK", "<html>please log in</html>", "does not speak as an API server"),
+        ] {
+            let items = found_at(status, body).await;
+            assert!(items.len() == 1 && items[0].level == Level::Fail, "{items:?}");
+            assert!(items[0].found.contains(words) && items[0].found.contains("http://127.0.0.1:"), "{items:?}");
+        }
+        let sick = found_at("503 Service Unavailable", "later").await;
+        assert_eq!(sick[0].level, Level::Warn, "{sick:?}");
+        let away = found_by("http://127.0.0.1:1").await;
+        assert!(away[0].level == Level::Warn && away[0].found.contains("refused"), "{away:?}");
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_name_fails_before_the_api_server_is_tried() {
+        assert_eq!(items(Some(Path::new("/none")), None).await, [nameless()]);
+        let unusable = items(Some(Path::new("/none")), Some("n1")).await;
+        assert!(
+            unusable[0].level == Level::Fail && unusable[0].cure.as_ref().unwrap().starts_with("give --kubeconfig")
+        );
+    }
+
     #[test]
-    fn a_server_without_endpoint_slices_fails() {
-        assert_eq!(server("v1.20.15", "1", "20").level, Level::Fail);
-        for (major, minor) in [("1", "21"), ("1", "33+"), ("2", "0"), ("", "")] {
-            assert_eq!(server("v", major, minor).level, Level::Ok, "{major}.{minor}");
+    fn a_server_without_endpoint_slices_fails_and_one_too_old_for_the_manifests_is_named() {
+        assert_eq!(server("u", "v1.20.15", "1", "20").level, Level::Fail);
+        for (major, minor) in [("1", "21"), ("1", "29+")] {
+            assert_eq!(server("u", "v", major, minor).level, Level::Warn, "{major}.{minor}");
+        }
+        for (major, minor) in [("1", "30"), ("1", "33+"), ("2", "0"), ("", "")] {
+            assert_eq!(server("u", "v", major, minor).level, Level::Ok, "{major}.{minor}");
         }
     }
 
@@ -255,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_node_needs_a_name_that_the_cluster_knows_and_should_have_a_zone() {
-        assert_eq!(nameless().level, Level::Warn);
+        assert_eq!(nameless().level, Level::Fail);
         assert_eq!(node("a", None).level, Level::Fail);
         assert_eq!(node("a", Some(None)).level, Level::Warn);
         assert_eq!(node("a", Some(Some("eu-1".into()))), Item::ok(NODE, "a, zone eu-1"));

@@ -51,6 +51,20 @@ impl Item {
     pub(super) fn is_ok(&self) -> bool {
         self.level == Level::Ok
     }
+
+    fn write(&self, out: &mut impl Write, colours: bool) -> io::Result<()> {
+        let (word, colour) = match self.level {
+            Level::Ok => ("ok  ", "\x1b[32m"),
+            Level::Warn => ("warn", "\x1b[33m"),
+            Level::Fail => ("fail", "\x1b[1;31m"),
+        };
+        let (colour, plain) = if colours { (colour, "\x1b[0m") } else { ("", "") };
+        writeln!(out, "{colour}{word}{plain}  {:NAME$}  {}", self.name, self.found)?;
+        match &self.cure {
+            Some(cure) => writeln!(out, "      cure: {cure}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// All that was found.
@@ -78,17 +92,12 @@ impl Report {
     }
 
     pub(super) fn write_text(&self, out: &mut impl Write, colours: bool) -> io::Result<()> {
-        for item in &self.items {
-            let (word, colour) = match item.level {
-                Level::Ok => ("ok  ", "\x1b[32m"),
-                Level::Warn => ("warn", "\x1b[33m"),
-                Level::Fail => ("fail", "\x1b[1;31m"),
-            };
-            let (colour, plain) = if colours { (colour, "\x1b[0m") } else { ("", "") };
-            writeln!(out, "{colour}{word}{plain}  {:NAME$}  {}", item.name, item.found)?;
-            if let Some(cure) = &item.cure {
-                writeln!(out, "      cure: {cure}")?;
-            }
+        self.items.iter().try_for_each(|item| item.write(out, colours))?;
+        // Again where they are seen: a log is read from its end.
+        let failed: Vec<_> = self.items.iter().filter(|item| item.level == Level::Fail).collect();
+        if !failed.is_empty() && self.items.len() > 1 {
+            writeln!(out, "\nto be mended:")?;
+            failed.into_iter().try_for_each(|item| item.write(out, colours))?;
         }
         let warnings = if self.warn == 1 { "warning" } else { "warnings" };
         let outcome = if self.passed() { "this node is fit for sluice" } else { "sluice cannot serve this node yet" };
@@ -115,11 +124,15 @@ mod tests {
     }
 
     #[test]
-    fn a_line_each_with_the_cure_below_and_a_sum() {
+    fn a_line_each_with_the_cure_below_then_what_failed_again_and_a_sum() {
         let expected = "\
 ok    kernel                  Linux 6.18
 warn  zone                    none
       cure: label the node
+fail  CAP_BPF                 missing
+      cure: add it
+
+to be mended:
 fail  CAP_BPF                 missing
       cure: add it
 1 ok, 1 warning, 1 failed: sluice cannot serve this node yet

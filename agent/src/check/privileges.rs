@@ -147,8 +147,8 @@ pub fn require() -> Result<()> {
     let missing: Vec<_> = privileges.missing().map(|(name, purpose)| format!("{name} ({purpose})")).collect();
     if !missing.is_empty() {
         bail!(
-            "missing privileges: {}; run as root, in a pod with securityContext.privileged: true or these under \
-             capabilities.add",
+            "missing privileges: {}; run as root, in a pod with runAsUser: 0 and these under \
+             securityContext.capabilities.add",
             missing.join(", ")
         );
     }

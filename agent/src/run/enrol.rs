@@ -15,12 +15,15 @@ pub(super) struct Enrolment {
     map: PodMap,
     workers: Vec<WorkerHandle>,
     pub(super) pods: EnrolledPods,
+    /// UIDs of the pods of the node's own network. Not served: what comes and goes of them is a namespace for a moment, which
+    /// their runtime makes on the way.
+    host_network: HashSet<Arc<str>>,
 }
 
 impl Enrolment {
     pub(super) fn new(map: PodMap, workers: Vec<WorkerHandle>) -> Self {
         let count = u32::try_from(workers.len()).expect("at most 256 workers");
-        Self { map, workers, pods: EnrolledPods::new(count) }
+        Self { map, workers, pods: EnrolledPods::new(count), host_network: HashSet::new() }
     }
 
     /// Gives the pod to a worker, and tells the kernel when the worker serves it. A pod that cannot be enrolled is left
@@ -45,8 +48,13 @@ impl Enrolment {
             _ = worker.remove_pod(cookie).await;
             return;
         }
+        let hosts = self.host_network.contains(uid.as_str());
         self.pods.insert(cookie, uid, entry);
         let PodEntry { worker, opted_out, .. } = entry;
+        if hosts {
+            tracing::debug!(pod = %name, netns = cookie.0, "a pod of the node's own network, left alone");
+            return;
+        }
         tracing::info!(pod = %name, netns = cookie.0, worker, opted_out, "pod enrolled");
     }
 
@@ -58,12 +66,15 @@ impl Enrolment {
             tracing::warn!(uid = %pod.uid, "{error:#}");
         }
         _ = self.workers[pod.entry.worker as usize].remove_pod(cookie).await;
-        tracing::info!(uid = %pod.uid, netns = cookie.0, "pod removed");
+        if !self.host_network.contains(pod.uid.as_str()) {
+            tracing::info!(uid = %pod.uid, netns = cookie.0, "pod removed");
+        }
     }
 
     /// Pods that opted out, and those in the node's own network namespace, are left alone from now on; all others not.
     pub(super) fn leave_alone(&mut self, pods: &Pods) {
         let uids: HashSet<Arc<str>> = pods.opted_out.union(&pods.host_network).cloned().collect();
+        self.host_network.clone_from(&pods.host_network);
         for (cookie, entry) in self.pods.opt_out(&uids) {
             self.change(cookie, entry);
         }

@@ -100,7 +100,7 @@ impl Reason {
 
 const REDIRECT_ON_SERVICE: &str =
     "write \"true\", \"false\" or names of the Service's ports with commas between, in quotes";
-const REDIRECT_ON_POD: &str = "write \"false\" or \"true\", in quotes";
+const TRUE_OR_FALSE: &str = "write \"false\" or \"true\", in quotes";
 const LOAD_BALANCER_VALUES: &str = "write \"round-robin\" or \"least-request\"";
 
 /// The meaning of `sluice.dev/redirect`.
@@ -122,6 +122,11 @@ impl Redirect {
                 names.iter().all(|it| is_port_name(it)).then_some(Redirect::Ports(names))
             }
         }
+    }
+
+    /// What is not a Service has no ports to name: a "no" there would be a port's name, and nobody would hear of it.
+    fn read_without_ports(value: &str) -> Option<Redirect> {
+        Self::read(value).filter(|word| !matches!(word, Redirect::Ports(_)))
     }
 }
 
@@ -158,7 +163,7 @@ impl Word {
             }
         }
         let by_service = own.is_some();
-        let redirect = own.or_else(|| namespace.and_then(|value| Redirect::read(value)));
+        let redirect = own.or_else(|| namespace.and_then(|value| Redirect::read_without_ports(value)));
         Word { unreadable: written.is_some() && !by_service, redirect, by_service }
     }
 
@@ -220,28 +225,33 @@ pub(super) fn policy(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Pol
 
 /// Whether a Pod's own connections are to be left alone.
 pub(super) fn opts_out(pod: &Pod) -> bool {
-    pod.metadata.annotations.redirect.as_deref().map(str::trim) == Some("false")
+    pod.metadata.annotations.redirect.as_deref().and_then(Redirect::read_without_ports) == Some(Redirect::Nothing)
 }
 
 /// What is wrong with an object's annotations, where that is no Service: a Service's are read with it.
 pub(super) fn check(object: &Object, problems: &mut Vec<Problem>) {
     let written = object.metadata().annotations.redirect.as_deref();
     match (object, written) {
-        (Object::Namespace(_), Some(value)) if Redirect::read(value).is_none() => {
-            problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_SERVICE));
-        }
         (Object::Pod(pod), Some(_)) if opts_out(pod) && pod.metadata.uid.is_none() => problems.push(Problem {
             place: place(object),
             field: "metadata.uid".to_owned(),
             message: format!("{REDIRECT} is \"false\", but a Pod is recognised by its UID and this has none"),
             cure: "write metadata.uid as `kubectl get pod -o yaml` shows it".to_owned(),
         }),
-        (Object::Pod(_), Some(value)) if !matches!(value.trim(), "true" | "false") => {
-            problems.push(unreadable(place(object), REDIRECT, value, REDIRECT_ON_POD));
+        (Object::Namespace(_) | Object::Pod(_), Some(value)) if Redirect::read_without_ports(value).is_none() => {
+            problems.push(unreadable(place(object), REDIRECT, value, TRUE_OR_FALSE));
         }
         _ => {}
     }
     if matches!(object, Object::Namespace(_) | Object::Pod(_)) {
+        if object.metadata().annotations.load_balancer.is_some() {
+            problems.push(Problem {
+                place: place(object),
+                field: annotation(LOAD_BALANCER),
+                message: "has no effect here: a Service says how its endpoints are chosen".to_owned(),
+                cure: "write it on the Services instead".to_owned(),
+            });
+        }
         check_keys(object, problems);
     }
 }

@@ -32,6 +32,7 @@ mod random;
 mod runtime;
 mod scope;
 mod store;
+mod words;
 
 fn service_addr(text: &str) -> ServiceAddr {
     ServiceAddr::new(text.parse::<SocketAddr>().unwrap())
@@ -137,25 +138,6 @@ fn true_selects_all_tcp_ports_and_a_list_the_named_ones() {
     addrs.sort_unstable();
     assert_eq!(addrs, [1, 2, 4], "a list adds to what the ports say themselves");
     assert_eq!(problems(&named), Vec::<String>::new());
-}
-
-#[test]
-fn the_services_word_wins_over_its_namespaces() {
-    let namespace = |word: &str| {
-        format!(
-            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{sluice.dev/redirect: '{word}'}}}}\n"
-        )
-    };
-    let of = |service: &str, word: &str| {
-        let annotation = if service.is_empty() { String::new() } else { format!("sluice.dev/redirect: '{service}'") };
-        let built = built(&format!("{}{}", cart(&annotation, "", GRPC), namespace(word)));
-        built.left_alone.first().map(|it| it.reason.clone())
-    };
-    assert_eq!(of("", "false"), Some(Reason::OptedOutByNamespace));
-    assert_eq!(of("true", "false"), None);
-    assert_eq!(of("grpc", "false"), None);
-    assert_eq!(of("false", "true"), Some(Reason::OptedOutByService));
-    assert_eq!(of("", "true"), None);
 }
 
 #[test]

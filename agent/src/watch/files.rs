@@ -103,14 +103,21 @@ impl File {
         } else if self.bad.as_ref().is_none_or(|bad| bad.content.as_ref() != Some(&content)) {
             match self.read(name, &content) {
                 Ok(objects) => *self = File { good: content, objects, bad: None },
-                Err(problem) => self.bad = Some(Bad { content: Some(content), problem }),
+                Err(problem) => self.bad = Some(Bad { content: Some(content), problem: self.told(problem) }),
             }
         }
     }
 
     fn fail(&mut self, name: &Arc<str>, why: String) {
         let problem = whole(name, why, "make it a readable file, or delete it so that its objects go");
-        self.bad = Some(Bad { content: None, problem });
+        self.bad = Some(Bad { content: None, problem: self.told(problem) });
+    }
+
+    /// With what becomes of the rest of the file.
+    fn told(&self, problem: Problem) -> Problem {
+        let meanwhile =
+            if self.objects.is_empty() { "the whole file is ignored" } else { "its last good version serves on" };
+        Problem { message: format!("{}; {meanwhile}", problem.message), ..problem }
     }
 
     fn read(&self, name: &Arc<str>, content: &[u8]) -> Result<Vec<Parsed>, Problem> {

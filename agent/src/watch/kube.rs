@@ -14,13 +14,15 @@ use crate::table::{Catalog, Problem, Problems, Update};
 
 mod client;
 mod events;
+mod fault;
 mod follow;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-pub use client::connect;
+pub use client::{client, way};
 use events::Events;
+pub use fault::Fault;
 use follow::{News, follow};
 use wire::{Watched, Wire};
 

@@ -5,7 +5,8 @@
 //	probe api PATH        prints what the API server answers to the pod's ServiceAccount, over TLS
 //	probe bulk KUBECONFIG WORKERS RATE
 //	                      makes many requests to the API server, fast; not for pods (bulk.go)
-//	probe store ETCD      writes many objects past the API server; not for pods (store.go)
+//	probe store ETCD AUTHORITY CERTIFICATE KEY
+//	                      writes many objects past the API server; not for pods (store.go)
 package main
 
 import (
@@ -47,10 +48,10 @@ func run(args []string) error {
 		return api(args[1])
 	case len(args) == 4 && args[0] == "bulk":
 		return bulk(args[1], args[2], args[3])
-	case len(args) == 2 && args[0] == "store":
-		return store(args[1])
+	case len(args) == 5 && args[0] == "store":
+		return store(args[1], args[2], args[3], args[4])
 	}
-	return errors.New("serve ADDRESS | get URL | api PATH | bulk KUBECONFIG WORKERS RATE | store ETCD")
+	return errors.New("serve ADDRESS | get URL | api PATH | bulk KUBECONFIG WORKERS RATE | store ETCD AUTHORITY CERTIFICATE KEY")
 }
 
 func serve(address string) error {

@@ -9,7 +9,10 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -32,8 +35,21 @@ type entry struct {
 	Value []byte `json:"value,omitempty"`
 }
 
-func store(etcd string) error {
-	client := &http.Client{Timeout: time.Minute}
+func store(etcd, authority, certificate, key string) error {
+	ca, err := os.ReadFile(authority)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return errors.New("no certificate in " + authority)
+	}
+	own, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		return err
+	}
+	config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: config}}
 	var changes []change
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, longestLine)

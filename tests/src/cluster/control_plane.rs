@@ -11,8 +11,8 @@ use super::pki::{self, file};
 use super::state;
 
 /// Not etcd's usual port, which the machine's own may have.
-pub(super) const ETCD: &str = "http://127.0.0.1:12379";
-const ETCD_PEERS: &str = "http://127.0.0.1:12380";
+pub(super) const ETCD: &str = "https://127.0.0.1:12379";
+const ETCD_PEERS: &str = "https://127.0.0.1:12380";
 
 pub(super) const API_SERVER: &str = "kube-apiserver";
 
@@ -26,12 +26,22 @@ pub(super) fn start_etcd(programs: &Path) -> Result<()> {
     option(&mut etcd, "listen-peer-urls", ETCD_PEERS);
     option(&mut etcd, "initial-advertise-peer-urls", ETCD_PEERS);
     option(&mut etcd, "initial-cluster", format_args!("sluice={ETCD_PEERS}"));
+    // Every user of this machine reaches loopback; only who may read the keys gets further.
+    for side in ["", "peer-"] {
+        option(&mut etcd, &format!("{side}client-cert-auth"), true);
+        option(&mut etcd, &format!("{side}trusted-ca-file"), file("ca.crt"));
+        option(&mut etcd, &format!("{side}cert-file"), file("etcd.crt"));
+        option(&mut etcd, &format!("{side}key-file"), file("etcd.key"));
+    }
     state::spawn("etcd", etcd).map(drop)
 }
 
 pub(super) fn start_api_server(programs: &Path) -> Result<()> {
     let mut server = state::command(programs.join(API_SERVER));
     option(&mut server, "etcd-servers", ETCD);
+    for (name, path) in ["etcd-cafile", "etcd-certfile", "etcd-keyfile"].into_iter().zip(pki::etcd_client()) {
+        option(&mut server, name, path);
+    }
     option(&mut server, "bind-address", CONTROL_PLANE);
     // Pods reach it there, as the endpoint of the `kubernetes` Service.
     option(&mut server, "advertise-address", CONTROL_PLANE);

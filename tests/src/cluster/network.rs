@@ -4,9 +4,10 @@
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::state;
@@ -46,6 +47,22 @@ pub(super) fn cni(number: u8) -> Value {
             },
         }],
     })
+}
+
+/// An error if somebody else's link has one of the names.
+pub(super) fn is_free() -> Result<()> {
+    match ours().find(|link| is_there(link)) {
+        Some(link) => bail!("a link {link} is in the way that is no cluster's: if nobody needs it, ip link del {link}"),
+        None => Ok(()),
+    }
+}
+
+fn ours() -> impl Iterator<Item = &'static str> {
+    LINKS.into_iter().chain([BRIDGE])
+}
+
+fn is_there(link: &str) -> bool {
+    Path::new("/sys/class/net").join(link).exists()
 }
 
 /// Makes the bridge, all links and routes. In: the processes that hold the nodes' namespaces.
@@ -110,17 +127,13 @@ fn in_netns(holder: u32) -> Command {
     command
 }
 
-/// Removes what is in the machine's own namespace.
+/// Removes what is in the machine's own namespace; only after [`make`] or on its way.
 pub(super) fn remove() -> Result<()> {
-    for link in LINKS.iter().chain([&BRIDGE]) {
-        if std::path::Path::new("/sys/class/net").join(link).exists() {
-            // A link whose other end's namespace is just going may be gone first.
-            let removed = state::output(state::command("ip").args(["link", "del", link]), b"");
-            if let Err(error) = removed
-                && std::path::Path::new("/sys/class/net").join(link).exists()
-            {
-                return Err(error);
-            }
+    for link in ours().filter(|link| is_there(link)) {
+        // A link whose other end's namespace is just going may be gone first.
+        let removed = state::output(state::command("ip").args(["link", "del", link]), b"");
+        if removed.is_err() && is_there(link) {
+            return removed.map(drop);
         }
     }
     Ok(())

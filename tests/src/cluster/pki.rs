@@ -1,4 +1,4 @@
-//! Who is who in the cluster: one authority, the API server's certificate, and a client certificate and kubeconfig for
+//! Who is who in the cluster: one authority, etcd's and the API server's certificates, and a client certificate and kubeconfig for
 //! each component. In: nothing; out: files in `pki` of the cluster's folder. The keys live as long as the cluster.
 
 use std::path::PathBuf;
@@ -19,6 +19,11 @@ pub(super) fn file(name: &str) -> String {
     state::path("pki").join(name).display().to_string()
 }
 
+/// What etcd asks of who talks to it: the authority, a client certificate and its key.
+pub(super) fn etcd_client() -> [String; 3] {
+    ["ca.crt", "etcd-client.crt", "etcd-client.key"].map(file)
+}
+
 /// Makes the authority, the API server's certificates and the key that signs ServiceAccount tokens.
 pub(super) fn make() -> Result<()> {
     state::folder("pki")?;
@@ -37,6 +42,10 @@ pub(super) fn make() -> Result<()> {
     let addresses: Vec<_> = addresses.iter().map(|address| format!("IP:{address}")).collect();
     let all = format!("subjectAltName={},{}", names.join(","), addresses.join(","));
     certificate("kube-apiserver", "/CN=kube-apiserver", true, &[&all, "extendedKeyUsage=serverAuth"])?;
+    // A peer and its own gateway are clients as well.
+    let etcd = ["subjectAltName=IP:127.0.0.1", "extendedKeyUsage=serverAuth,clientAuth"];
+    certificate("etcd", "/CN=etcd", true, &etcd)?;
+    client("etcd-client", "/CN=etcd-client")?;
     client("kubelet-client", "/O=system:masters/CN=kube-apiserver")?;
     // The API server takes the public key from the certificate.
     certificate("service-accounts", "/CN=service-accounts", false, &[])

@@ -23,6 +23,8 @@ use crate::netns::{check, find_tool};
 /// Everything of the cluster that is a file. Fixed, because there is one cluster at a time on a machine; short, because
 /// paths of sockets are limited to 107 bytes.
 const FOLDER: &str = "/var/lib/sluice-cluster";
+/// In the folder: says that it is ours to remove, and so the links.
+const MARK: &str = "made-by-cargo-xtask-cluster";
 /// The cgroup of everything that runs, in every hierarchy: `system`, and one for each node's pods.
 pub(super) const CGROUP: &str = "sluice-cluster";
 /// Where programs that are no part of the cluster are looked for.
@@ -69,13 +71,22 @@ pub(super) fn remove_on_signal(wanted: bool) -> Result<()> {
 /// What is there of a cluster, alive or not: its folder and its cgroups.
 pub(crate) fn traces() -> Vec<PathBuf> {
     let groups = hierarchies().unwrap_or_default().into_iter().map(|root| root.join(CGROUP));
-    groups.chain([path("")]).filter(|path| path.exists()).collect()
+    groups.filter(|path| path.exists()).chain(is_ours().then(|| path(""))).collect()
+}
+
+/// Whether the folder is a cluster's: somebody else's of that name is neither used nor removed.
+fn is_ours() -> bool {
+    path(MARK).exists()
 }
 
 /// Makes the folder and the cgroups: `system` for the cluster's own processes, and these.
 pub(super) fn make(nodes: &[&str]) -> Result<()> {
     let _making = making();
-    fs::create_dir(path("")).with_context(|| format!("cannot make {FOLDER}: run as root"))?;
+    if path("").exists() && !is_ours() {
+        bail!("{FOLDER} is in the way and is no cluster's: look at it, and move or remove it");
+    }
+    fs::create_dir(path("")).with_context(|| format!("cannot make {FOLDER}"))?;
+    fs::write(path(MARK), "").with_context(|| format!("cannot write {MARK} in {FOLDER}"))?;
     for folder in ["processes", "log"] {
         fs::create_dir(path(folder))?;
     }
@@ -249,18 +260,29 @@ pub(super) fn remove() -> Result<()> {
 fn remove_what_is_there() -> Result<()> {
     // The processes hold the namespaces, and these the mounts, links and rules: all of it goes with them.
     let mut results: Vec<_> = hierarchies()?.iter().map(|root| cgroup::remove(&root.join(CGROUP))).collect();
-    results.push(network::remove());
-    for folder in fs::read_to_string(path("mount-points")).unwrap_or_default().lines() {
-        // Somebody else may have put something there meanwhile: then it stays.
-        let _ = fs::remove_dir(folder);
-    }
-    results.push(match fs::remove_dir_all(path("")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {FOLDER}"))
+    if is_ours() {
+        results.push(network::remove());
+        for folder in fs::read_to_string(path("mount-points")).unwrap_or_default().lines() {
+            // Somebody else may have put something there meanwhile: then it stays.
+            let _ = fs::remove_dir(folder);
         }
-        _ => Ok(()),
-    });
+        results.push(remove_folder().with_context(|| format!("cannot remove {FOLDER}")));
+    }
     results.into_iter().collect()
+}
+
+/// The mark goes last: what a killed process leaves is still ours.
+fn remove_folder() -> io::Result<()> {
+    for entry in fs::read_dir(path(""))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != MARK {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(path(MARK))?;
+    fs::remove_dir(path(""))
 }
 
 fn system() -> Result<PathBuf> {

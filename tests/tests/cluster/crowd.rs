@@ -108,7 +108,7 @@ impl<'a> Crowd<'a> {
             self.stored.push(key);
         }
         // A Service without its address is one for the API server to repair.
-        cluster.probe(&["store", cluster.etcd()], &(addresses + &services)).map(drop)
+        cluster.store(&(addresses + &services)).map(drop)
     }
 
     /// Removes them all; the namespace's own end would take longer.
@@ -130,7 +130,7 @@ impl<'a> Crowd<'a> {
             By::ApiServer => bulk(cluster, "0", &delete(self.path("services"))),
             By::Etcd => {
                 let lines: String = self.stored.iter().map(|key| format!("DELETE {key}\n")).collect();
-                cluster.probe(&["store", cluster.etcd()], &lines)
+                cluster.store(&lines)
             }
         };
         slices.and(services).map(drop)

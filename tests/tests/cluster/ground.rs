@@ -2,12 +2,28 @@
 //! is up (`cargo xtask cluster test` brings it up) and fails without; brings its own objects and removes them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::Image;
 
 use crate::world::{self, Namespace, probe_pod, spread_server};
+
+#[test]
+fn etcd_answers_nobody_without_a_certificate() -> Result<()> {
+    world::cluster()?;
+    let mut client = Command::new(testbed::find_tool("openssl").context("no openssl: apt-get install openssl")?);
+    client.args(["s_client", "-quiet", "-connect", "127.0.0.1:12379"]).stdin(Stdio::piped());
+    let mut client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = client.stdin.take().context("no stdin")?;
+    stdin.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let output = client.wait_with_output()?;
+    let (answer, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(answer.is_empty() && said.contains("certificate required"), "{answer}{said}");
+    Ok(())
+}
 
 #[test]
 fn two_nodes_are_ready_in_two_zones() -> Result<()> {

@@ -18,7 +18,24 @@ fn an_unreadable_annotation_gives_one_event_and_every_port_left_alone_has_its_re
     space.deploy(&sluice::echo("echo", 2))?;
     space.wait(&["--for=condition=Ready", "pod/client"])?;
     an_unreadable_annotation(&space)?;
+    a_namespace_that_names_ports(&space)?;
     reasons(&space)
+}
+
+/// "no" would be a port's name on a Service; a Namespace has none, and its owner is told.
+fn a_namespace_that_names_ports(space: &Namespace) -> Result<()> {
+    let cluster = space.cluster();
+    cluster.kubectl(&["annotate", "namespace", space.name(), "sluice.dev/redirect=no"])?;
+    let field =
+        format!("--field-selector=type=Warning,involvedObject.kind=Namespace,involvedObject.name={}", space.name());
+    let mut told = String::new();
+    cluster.wait_until("an Event on the Namespace", || {
+        told = cluster.kubectl(&["--namespace", "default", "get", "events", &field])?;
+        Ok(told.contains("\"no\" is unreadable"))
+    })?;
+    println!("kubectl get events: {told}");
+    space.wait_reach("client", &space.target("echo")?, 2)?;
+    cluster.kubectl(&["annotate", "namespace", space.name(), "sluice.dev/redirect-"]).map(drop)
 }
 
 fn an_unreadable_annotation(space: &Namespace) -> Result<()> {

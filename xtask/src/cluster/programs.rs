@@ -17,9 +17,23 @@ struct Module {
     packages: &'static [(&'static str, &'static str)],
     /// Files that make it what it is.
     files: &'static [&'static str],
-    /// The module whose version the programs shall tell, and the package of the variables.
-    version: Option<(&'static str, &'static str)>,
+    version: Option<Version>,
     takes: &'static str,
+}
+
+/// What the programs shall tell of themselves, which plain `go build` leaves out.
+struct Version {
+    /// The module whose version it is.
+    of: &'static str,
+    /// Variables, each with what of the version it holds.
+    variables: &'static [(&'static str, Part)],
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Whole,
+    Major,
+    Minor,
 }
 
 const MODULES: [Module; 4] = [
@@ -35,7 +49,14 @@ const MODULES: [Module; 4] = [
         ],
         files: &["go.mod", "go.sum"],
         // Without it the programs tell a version which kubectl refuses to parse.
-        version: Some(("k8s.io/kubernetes", "k8s.io/component-base/version")),
+        version: Some(Version {
+            of: "k8s.io/kubernetes",
+            variables: &[
+                ("k8s.io/component-base/version.gitVersion", Part::Whole),
+                ("k8s.io/component-base/version.gitMajor", Part::Major),
+                ("k8s.io/component-base/version.gitMinor", Part::Minor),
+            ],
+        }),
         takes: "5 to 10 minutes on 2 cores, once",
     },
     Module {
@@ -49,7 +70,16 @@ const MODULES: [Module; 4] = [
         name: "helm",
         packages: &[("helm.sh/helm/v3/cmd/helm", "helm")],
         files: &["go.mod", "go.sum"],
-        version: None,
+        // Without it helm takes a cluster that it cannot ask for Kubernetes 1.20.
+        version: Some(Version {
+            of: "k8s.io/client-go",
+            variables: &[
+                ("helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor", Part::Major),
+                ("helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor", Part::Minor),
+                ("helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor", Part::Major),
+                ("helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor", Part::Minor),
+            ],
+        }),
         takes: "a minute, once",
     },
     Module {
@@ -101,12 +131,20 @@ impl Module {
 
     /// No symbol tables, and the version where it has to be told.
     fn link_flags(&self, go_mod: &str) -> Result<String> {
-        let Some((module, package)) = self.version else { return Ok("-s -w".to_owned()) };
-        let version = required(go_mod, module).with_context(|| format!("{} does not require {module}", self.name))?;
+        let Some(told) = &self.version else { return Ok("-s -w".to_owned()) };
+        let version =
+            required(go_mod, told.of).with_context(|| format!("{} does not require {}", self.name, told.of))?;
         let (major, rest) = version.trim_start_matches('v').split_once('.').context("a version with a dot")?;
         let minor = rest.split('.').next().unwrap_or_default();
-        let set = |name: &str, value: &str| format!(" -X {package}.{name}={value}");
-        Ok(["-s -w".to_owned(), set("gitVersion", version), set("gitMajor", major), set("gitMinor", minor)].concat())
+        let value = |part| match part {
+            Part::Whole => version,
+            // Kubernetes' libraries are 0.36 where Kubernetes is 1.36.
+            Part::Major if major == "0" => "1",
+            Part::Major => major,
+            Part::Minor => minor,
+        };
+        let set = |(variable, part): &(&str, Part)| format!(" -X {variable}={}", value(*part));
+        Ok("-s -w".to_owned() + &told.variables.iter().map(set).collect::<String>())
     }
 }
 
@@ -164,7 +202,11 @@ mod tests {
                 assert!(host::workspace().join("tests/cluster").join(module.name).join(file).is_file(), "{file}");
             }
         }
-        let folder = host::workspace().join("tests/cluster/kubernetes/go.mod");
-        assert!(MODULES[0].link_flags(&fs::read_to_string(folder).unwrap()).is_ok());
+        let flags = |module: &Module| {
+            let go_mod = host::workspace().join("tests/cluster").join(module.name).join("go.mod");
+            module.link_flags(&fs::read_to_string(go_mod).unwrap()).unwrap()
+        };
+        MODULES.iter().for_each(|module| assert!(flags(module).starts_with("-s -w")));
+        assert!(flags(&MODULES[2]).contains("chartutil.k8sVersionMajor=1 "), "{}", flags(&MODULES[2]));
     }
 }

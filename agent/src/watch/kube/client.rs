@@ -15,10 +15,10 @@ const SILENCE: Duration = Duration::from_secs(100);
 /// A server that does not answer the first packet is tried again rather than waited for.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
 
-/// A client for the cluster: of `kubeconfig` if one is named, else of `$KUBECONFIG` or `~/.kube/config` if there is one,
+/// The way to the cluster: of `kubeconfig` if one is named, else of `$KUBECONFIG` or `~/.kube/config` if there is one,
 /// else of the pod's ServiceAccount.
-pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
-    let config = match kubeconfig {
+pub async fn way(kubeconfig: Option<&Path>) -> Result<Config> {
+    Ok(match kubeconfig {
         Some(path) => {
             let place = || format!("--kubeconfig {}: give a file as `kubectl config view` shows one", path.display());
             let read = Kubeconfig::read_from(path).with_context(place)?;
@@ -28,12 +28,11 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
             "--source kube: found no way to an API server; in a pod, give it a ServiceAccount whose token is mounted, \
              elsewhere name a kubeconfig with --kubeconfig",
         )?,
-    };
-    client(config)
+    })
 }
 
-/// With times that suit one who watches.
-pub(super) fn client(mut config: Config) -> Result<Client> {
+/// A client with times that suit one who watches.
+pub fn client(mut config: Config) -> Result<Client> {
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
     config.connect_timeout = Some(CONNECT);

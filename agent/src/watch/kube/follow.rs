@@ -10,6 +10,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::SendError;
 
 use super::client::CONNECT;
+use super::fault::Fault;
 use super::wire::{Watched, Wire};
 use crate::table::object::{Key, Kind, Object};
 use crate::table::{Place, Problem};
@@ -49,7 +50,7 @@ where
     T: Watched,
     S: Stream<Item = Result<Event<Wire<T>>, Error>>,
 {
-    let mut follower = Follower { news, objects: Vec::new(), unreadable: Vec::new(), down: false };
+    let mut follower = Follower { news, objects: Vec::new(), unreadable: Vec::new(), down: false, listed: false };
     while follower.follow(watch()).await.is_ok() {}
 }
 
@@ -59,6 +60,8 @@ struct Follower {
     objects: Vec<Object>,
     unreadable: Vec<(Key, Problem)>,
     down: bool,
+    /// All of the kind were known once.
+    listed: bool,
 }
 
 impl Follower {
@@ -97,7 +100,7 @@ impl Follower {
             // One that breaks after it was well is taken up again, and only then it shows whether something is wrong.
             if !matches!(error, Error::WatchFailed(_)) {
                 self.down = true;
-                self.news.send(News::Down(T::KIND, cannot_follow(T::KIND, &error))).await?;
+                self.news.send(News::Down(T::KIND, cannot_follow(T::KIND, &error, self.listed))).await?;
             }
             tokio::time::sleep(pause.mul_f32(0.5 + fastrand::f32() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -124,6 +127,7 @@ impl Follower {
                 Ok(())
             }
             Event::InitDone => {
+                self.listed = true;
                 let (objects, unreadable) = (std::mem::take(&mut self.objects), std::mem::take(&mut self.unreadable));
                 self.news.send(News::Listed { kind: T::KIND, objects, unreadable }).await
             }
@@ -156,48 +160,23 @@ fn read<T: Watched>(wire: Wire<T>) -> Result<Object, Box<(Key, Problem)>> {
 }
 
 /// In words that stay the same while the trouble does.
-fn cannot_follow(kind: Kind, error: &Error) -> Problem {
+fn cannot_follow(kind: Kind, error: &Error, listed: bool) -> Problem {
     let (what, cure) = match error {
         Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
-            explain(kind, error)
+            let fault = Fault::of(error, Some(kind));
+            (fault.what, fault.cure)
         }
         Error::WatchError(status) => (status.message.clone(), "see the API server's log".to_owned()),
         Error::NoResourceVersion => {
             ("its answer has no resource version".to_owned(), "see what stands between agent and API server".to_owned())
         }
     };
+    let meanwhile =
+        if listed { "the last known objects serve on" } else { "nothing is known of them yet, and kube-proxy serves" };
     Problem {
         place: Place::Api(kind),
         field: String::new(),
-        message: format!("cannot be watched, the last known objects serve on: {what}"),
+        message: format!("cannot be watched, {meanwhile}: {what}"),
         cure,
-    }
-}
-
-fn explain(kind: Kind, error: &kube::Error) -> (String, String) {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => (
-            status.message.clone(),
-            format!(
-                "allow the agent's ServiceAccount to list and watch {}: apply the ClusterRole of the manifests",
-                kind.plural()
-            ),
-        ),
-        kube::Error::Api(status) if status.code == 401 => (
-            "the API server does not accept the agent's token".to_owned(),
-            "see that the agent's Pod has a ServiceAccount and a fresh token, or renew the kubeconfig".to_owned(),
-        ),
-        kube::Error::Api(status) => {
-            (format!("{} ({})", status.message, status.code), "see the API server's health".to_owned())
-        }
-        other => {
-            let mut causes = anyhow::Chain::new(other).map(ToString::to_string);
-            // The innermost says what happened, such as "Connection refused"; those around it name layers.
-            let cause = causes.next_back().unwrap_or_default();
-            (
-                cause,
-                "see that the API server runs and can be reached from the agent's Pod; the agent tries on".to_owned(),
-            )
-        }
     }
 }

@@ -203,6 +203,7 @@ async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowe
     let mut world = World::new(|api| api.forbid("endpointslices", true)).await;
     world.until(|world| !world.kube.problems().is_empty()).await;
     let problem = world.kube.problems()[0].to_string();
+    assert!(!problem.contains("last known"), "nothing is known yet: {problem}");
     assert!(
         problem.contains("endpointslices is forbidden") && problem.contains("list and watch endpointslices"),
         "{problem}"

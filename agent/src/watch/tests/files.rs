@@ -54,6 +54,7 @@ fn a_broken_file_holds_back_no_other() {
 fn a_file_that_was_never_good_serves_nothing_and_says_so() {
     let mut files = Files::default();
     assert_eq!(files.update(folder(&[("a.yaml", "kind: [")])), []);
+    assert!(files.problems()[0].message.ends_with("; the whole file is ignored"), "{:?}", files.problems());
     assert_eq!(files.problems().len(), 1);
     assert_eq!(files.update(folder(&[])), []);
     assert_eq!(files.problems(), []);
@@ -65,7 +66,11 @@ fn an_unreadable_file_keeps_its_objects_and_a_deleted_one_loses_them() {
     files.update(folder(&[("a.yaml", &shop("cart", "10.1.0.1"))]));
     let unreadable = BTreeMap::from([(Arc::from("a.yaml"), Read::Unreadable("permission denied".to_owned()))]);
     assert_eq!(files.update(unreadable), []);
-    assert!(files.problems()[0].to_string().starts_with("a.yaml: permission denied (cure: "));
+    assert!(
+        files.problems()[0]
+            .to_string()
+            .starts_with("a.yaml: permission denied; its last good version serves on (cure: ")
+    );
     assert_eq!(files.update(BTreeMap::from([(Arc::from("a.yaml"), Read::BeingWritten)])), []);
     let no_text = BTreeMap::from([(Arc::from("a.yaml"), Read::Content(vec![0xff, 0xfe]))]);
     assert_eq!(files.update(no_text), []);
