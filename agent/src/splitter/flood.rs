@@ -1,7 +1,7 @@
 //! Frames that cost us work and their sender nothing, counted per connection and second (RFC 9113 §10.5). One too many,
 //! and the connection is not read until the second is over; ten such seconds in a row, and it is ended.
 //!
-//! Not sooner: clients that mean no harm make bursts, too (a thousand calls cancelled at once, a ping with every message),
+//! Not sooner: clients that mean no harm make bursts, too (hundreds of calls cancelled at once, a ping with every message),
 //! and one whose connection ends dials again with fresh counts, while one that is not read is stopped by its own TCP and
 //! burns no CPU. Nothing is counted over a connection's life: those of gRPC last for weeks.
 

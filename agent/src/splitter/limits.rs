@@ -174,7 +174,8 @@ impl Default for Limits {
             floods: Floods {
                 // As many calls as clients are wont to have open, all cancelled as soon as they began; of an endpoint's time
                 // about 10 ms.
-                resets: 1_000,
+                // As many at once cost an endpoint some milliseconds, and so the pod's other calls that wait there.
+                resets: 250,
                 stream_errors: 2_000,
                 // grpc-go sends one with the first DATA after each answered one: thousands a second where the way is short.
                 pings: 20_000,

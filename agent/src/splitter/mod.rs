@@ -385,18 +385,20 @@ impl Splitter {
     }
 
     /// The most that may wait in a connection's output before DATA waits in its stream. So many connections that all of
-    /// them together could hold more than the pod's budget share it.
+    /// them together could hold too much share what there is.
     fn output_high(&self) -> usize {
-        let Limits { output_high, pod_budget, .. } = *self.limits;
-        let conns = self.conns.len();
-        if conns * output_high <= pod_budget { output_high } else { (pod_budget / conns).clamp(4 * 1024, output_high) }
+        (self.output_budget() / self.conns.len().max(1)).clamp(4 * 1024, self.limits.output_high)
     }
 
     /// The most that may wait in a connection's output while it is read.
     fn output_stop(&self) -> usize {
-        // Half of the budget: a buffer that grows takes up to twice what is in it.
-        let share = self.limits.pod_budget / 2 / self.conns.len().max(1);
+        let share = self.output_budget() / self.conns.len().max(1);
         share.clamp(self.output_high(), self.limits.output_stop)
+    }
+
+    /// A quarter of the pod's: a buffer that grows takes up to twice what is in it, and those that came first have more.
+    fn output_budget(&self) -> usize {
+        self.limits.pod_budget / 4
     }
 
     /// What waits in the outputs of all connections.
