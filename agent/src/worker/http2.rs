@@ -34,7 +34,7 @@ pub(super) struct Link {
 
 /// What a turn reads of frames as small as calls have them, or of who is new: thousands of frames in one turn are
 /// milliseconds that others wait.
-const SMALL_TURN: usize = 8 * 1024;
+pub(super) const SMALL_TURN: usize = 8 * 1024;
 /// A turn of frames that are larger than this on average may read twice as much the next time.
 const LARGE_FRAME: u64 = 1024;
 

@@ -11,6 +11,7 @@ use mio::event::Event;
 
 use super::arena::{Key, Role};
 use super::event_loop::{Kind, Worker};
+use super::http2::SMALL_TURN;
 use super::socket::{Socket, Took, dial};
 use crate::addr::OriginalDst;
 use crate::balance::{Reach, ServiceLoad};
@@ -155,7 +156,8 @@ impl Pair {
     fn detect(&mut self, client: &mut Socket, now: Instant, buffer: &mut [u8]) -> io::Result<Step> {
         let Some(detection) = &mut self.detection else { return Ok(Step::Opaque) };
         if client.can_read() {
-            let room = self.up.room().min(buffer.len());
+            // Frames that come with the preface are the first turn's.
+            let room = self.up.room().min(SMALL_TURN);
             let step = match client.read(&mut buffer[..room]) {
                 Took::Bytes(n) => {
                     self.up.push(&buffer[..n]);
