@@ -25,6 +25,7 @@ use crate::table::{self, Catalog};
 use crate::watch::Source;
 
 mod enrol;
+mod memory;
 mod workers;
 
 use enrol::Enrolment;
@@ -86,6 +87,7 @@ async fn serve(config: &Run) -> Result<()> {
     let admin_address = admin.local_addr().unwrap_or(config.admin);
     let (asks, mut asked) = mpsc::channel(16);
     tokio::spawn(admin::serve(admin, asks));
+    tokio::spawn(memory::give_back());
 
     // What the kernel lacks shows before anything is waited for.
     let settings = Settings { own_cgroup: pods::own_cgroup(), log_level: config.bpf_log };

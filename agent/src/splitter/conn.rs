@@ -10,7 +10,7 @@ use std::time::Instant;
 use foldhash::fast::FixedState;
 
 use super::ConnId;
-use super::flood::FloodGuard;
+use super::flood::{FloodGuard, Haste};
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::{self, DEFAULT_MAX_FRAME, DEFAULT_WINDOW, Reason, setting};
 use super::hpack::{Decoder, Encoder, HeaderList};
@@ -110,9 +110,11 @@ pub(super) struct Conn {
     /// Endpoint: since when it has had no stream.
     pub(super) idle_since: Option<Instant>,
     pub(super) flood: FloodGuard,
+    /// Of a client.
+    pub(super) haste: Haste,
     /// DATA went to the peer since its last PING.
     pub(super) fed: bool,
-    /// Too many cheap frames came: not read until the second is over.
+    /// Too many cheap frames came: not read for a while.
     pub(super) paused: bool,
     /// Client: its requests go over endpoint connections apart from those of others, since endpoints may end a connection
     /// for what it does. Endpoint: it is one of these.
@@ -174,6 +176,7 @@ impl Conn {
             waiting: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
+            haste: Haste::default(),
             fed: false,
             paused: false,
             apart: false,

@@ -1,5 +1,6 @@
-//! Frames that cost us work and their sender nothing, counted per connection and second (RFC 9113 §10.5). One too many,
-//! and the connection is not read until the second is over; ten such seconds in a row, and it is ended.
+//! Frames that cost us work and their sender nothing, counted per connection (RFC 9113 §10.5). Who sends more of them in a
+//! second than the limit is not read for a tenth of a second, and again, so that it gets the limit's rate and no burst; who
+//! needs that for ten seconds is ended.
 //!
 //! Not sooner: clients that mean no harm make bursts, too (hundreds of calls cancelled at once, a ping with every message),
 //! and one whose connection ends dials again with fresh counts, while one that is not read is stopped by its own TCP and
@@ -13,8 +14,11 @@ use super::limits::{Bound, Floods};
 use super::pair::{Pair, PairKey, Phase};
 use super::{DeadlineReason, Splitter};
 
-/// What is counted lasts this long.
 const SECOND: Duration = Duration::from_secs(1);
+/// So long a connection is not read that sent too many.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Counts fall in steps of this.
+const STEP: Duration = Duration::from_millis(10);
 /// A request that its client takes back sooner and without an answer was not meant to be answered (CVE-2023-44487):
 /// deadlines and people are slower.
 const HASTE: Duration = Duration::from_millis(10);
@@ -25,8 +29,8 @@ const LOOKED_AT: Duration = Duration::from_millis(100);
 /// this many hasty ends in a second, a client's further requests go apart from others'; and after this many in the pod,
 /// endpoints hear of them only when the request is not so new any more.
 const FEW: u32 = 10;
-/// Who floods for so many seconds without a break means it.
-const IN_A_ROW: u32 = 10;
+/// Who floods for so long, never a second without, means it.
+const WITHOUT_END: Duration = Duration::from_secs(10);
 
 /// A kind of frame that is cheap to send.
 #[derive(Clone, Copy, Debug)]
@@ -40,26 +44,62 @@ pub(super) enum Cheap {
     WindowUpdate,
 }
 
-/// The counts of the current second.
+/// What came of each kind, less what the limits allowed since.
 #[derive(Debug)]
 pub(super) struct FloodGuard {
     since: Instant,
-    counts: [u32; 7],
-    /// The end of the last pause, and how many there were in a row.
-    pauses: (Instant, u32),
+    counts: [f32; 7],
+    /// When the flood began that goes on, and when its last pause ended.
+    flood: Option<(Instant, Instant)>,
 }
 
 impl FloodGuard {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, counts: [0; 7], pauses: (now, 0) }
+        Self { since: now, counts: [0.0; 7], flood: None }
     }
 
-    /// Counts one. The bound that is exceeded, and when this second ends.
-    fn count(&mut self, now: Instant, what: Cheap, limits: &Floods) -> Option<(Bound, Instant)> {
-        if now.saturating_duration_since(self.since) >= SECOND {
-            *self = Self { pauses: self.pauses, ..Self::new(now) };
+    /// Counts one. The bound that is exceeded.
+    fn count(&mut self, now: Instant, what: Cheap, limits: &Floods) -> Option<Bound> {
+        let passed = now.saturating_duration_since(self.since);
+        if passed >= STEP {
+            self.since = now;
+            for (count, (limit, _)) in self.counts.iter_mut().zip(Cheap::ALL.map(|kind| kind.limit(limits))) {
+                *count = (*count - passed.as_secs_f32() * limit as f32).max(0.0);
+            }
         }
-        let (limit, bound) = match what {
+        let (limit, bound) = what.limit(limits);
+        let count = &mut self.counts[what as usize];
+        *count += 1.0;
+        (*count > limit as f32).then_some(bound)
+    }
+
+    /// The end of the pause that begins now.
+    fn pause(&mut self, now: Instant) -> Instant {
+        let until = now + PAUSE;
+        let goes_on = self.flood.filter(|(_, last)| now.saturating_duration_since(*last) < SECOND);
+        self.flood = Some((goes_on.map_or(now, |(begin, _)| begin), until));
+        until
+    }
+
+    fn is_without_end(&self) -> bool {
+        self.flood.is_some_and(|(begin, last)| last.saturating_duration_since(begin) >= WITHOUT_END)
+    }
+}
+
+impl Cheap {
+    /// By their numbers.
+    const ALL: [Cheap; 7] = [
+        Cheap::HastyReset,
+        Cheap::StreamError,
+        Cheap::Ping,
+        Cheap::Settings,
+        Cheap::EmptyData,
+        Cheap::Priority,
+        Cheap::WindowUpdate,
+    ];
+
+    fn limit(self, limits: &Floods) -> (u32, Bound) {
+        match self {
             Cheap::HastyReset => (limits.resets, Bound::Resets),
             Cheap::StreamError => (limits.stream_errors, Bound::StreamErrors),
             Cheap::Ping => (limits.pings, Bound::Pings),
@@ -67,20 +107,11 @@ impl FloodGuard {
             Cheap::EmptyData => (limits.empty_data, Bound::EmptyData),
             Cheap::Priority => (limits.priorities, Bound::Priorities),
             Cheap::WindowUpdate => (limits.window_updates, Bound::WindowUpdates),
-        };
-        let count = &mut self.counts[what as usize];
-        *count = count.saturating_add(1);
-        (*count > limit).then_some((bound, self.since + SECOND))
-    }
-
-    fn pause(&mut self, until: Instant) {
-        let (last, in_a_row) = self.pauses;
-        let without_break = self.since.saturating_duration_since(last) < SECOND;
-        self.pauses = (until, if without_break { in_a_row + 1 } else { 1 });
+        }
     }
 }
 
-/// Hasty ends of requests in a pod in the current second.
+/// Hasty ends of requests on a connection, or in a pod, in the current second.
 #[derive(Debug, Default)]
 pub(super) struct Haste {
     since: Option<Instant>,
@@ -102,10 +133,10 @@ impl Splitter {
     /// The peer of `c` sent a cheap frame. What has been read with it is still dealt with: that is one turn's worth.
     pub(super) fn charge(&mut self, now: Instant, c: u32, what: Cheap) {
         let conn = &mut self.conns[c];
-        let Some((bound, until)) = conn.flood.count(now, what, &self.limits.floods) else { return };
+        let Some(bound) = conn.flood.count(now, what, &self.limits.floods) else { return };
         if !std::mem::replace(&mut conn.paused, true) {
             let id = conn.id;
-            conn.flood.pause(until);
+            let until = conn.flood.pause(now);
             self.stats.limited.count(bound);
             self.arm(until, id, DeadlineReason::PauseEnd);
         }
@@ -118,7 +149,7 @@ impl Splitter {
         if self.pairs.get(key).is_some_and(hasty) {
             self.charge(now, c, Cheap::HastyReset);
             let conn = &mut self.conns[c];
-            conn.apart |= conn.flood.counts[Cheap::HastyReset as usize] > FEW;
+            conn.apart |= conn.haste.count(now);
         }
     }
 
@@ -152,11 +183,11 @@ impl Splitter {
         self.place_freed(now, c);
     }
 
-    /// The second is over: the connection is read again.
+    /// The pause is over: the connection is read again.
     pub(super) fn end_pause(&mut self, now: Instant, c: u32) {
         let conn = &mut self.conns[c];
         conn.paused = false;
-        if conn.state == State::Open && conn.flood.pauses.1 >= IN_A_ROW {
+        if conn.state == State::Open && conn.flood.is_without_end() {
             return self.fail_conn(now, c, Reason::ENHANCE_YOUR_CALM, "a flood without end");
         }
         let id = conn.id;
@@ -170,15 +201,39 @@ mod tests {
     use crate::splitter::Limits;
 
     #[test]
-    fn a_burst_over_the_limit_is_found_and_a_new_second_begins_at_zero() {
+    fn a_burst_over_the_limit_is_found_and_the_next_tenth_of_a_second_allows_a_tenth_of_it() {
         let floods = Limits::default().floods;
         let start = Instant::now();
         let mut guard = FloodGuard::new(start);
-        for _ in 0..floods.pings {
-            assert_eq!(guard.count(start, Cheap::Ping, &floods), None);
+        for _ in 0..floods.settings {
+            assert_eq!(guard.count(start, Cheap::Settings, &floods), None);
         }
-        assert_eq!(guard.count(start, Cheap::Settings, &floods), None);
-        assert_eq!(guard.count(start, Cheap::Ping, &floods), Some((Bound::Pings, start + SECOND)));
-        assert_eq!(guard.count(start + SECOND, Cheap::Ping, &floods), None);
+        assert_eq!(guard.count(start, Cheap::Ping, &floods), None, "each kind has its own");
+        assert_eq!(guard.count(start, Cheap::Settings, &floods), Some(Bound::Settings));
+        let again = guard.pause(start);
+        for _ in 1..floods.settings / 10 {
+            assert_eq!(guard.count(again, Cheap::Settings, &floods), None);
+        }
+        let more = (0..2).find_map(|_| guard.count(again, Cheap::Settings, &floods));
+        assert_eq!(more, Some(Bound::Settings));
+        assert_eq!(guard.count(again + SECOND, Cheap::Settings, &floods), None);
+        assert_eq!(guard.counts[Cheap::Settings as usize], 1.0);
+    }
+
+    #[test]
+    fn a_flood_goes_on_as_long_as_no_second_passes_without_a_pause() {
+        let start = Instant::now();
+        let mut guard = FloodGuard::new(start);
+        let mut now = start;
+        while now < start + Duration::from_millis(9_900) {
+            assert!(!guard.is_without_end());
+            now = guard.pause(now) + SECOND / 2;
+        }
+        assert!({
+            guard.pause(now);
+            guard.is_without_end()
+        });
+        guard.pause(now + PAUSE + SECOND);
+        assert!(!guard.is_without_end(), "another one");
     }
 }

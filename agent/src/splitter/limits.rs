@@ -58,7 +58,7 @@ pub struct Limits {
     pub floods: Floods,
 }
 
-/// How many of each a connection may send in one second; one more, and it is not read until the second is over. Each is
+/// How many of each a connection may send in one second; one more, and it is not read for a tenth of a second. Each is
 /// above what any client does for long, and far below what hurts.
 #[derive(Clone, Debug)]
 pub struct Floods {
@@ -77,7 +77,7 @@ pub struct Floods {
 /// A bound that a peer can run into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    // The connection was not read for the rest of a second: once for each such second.
+    // The connection was not read for a tenth of a second.
     Resets,
     StreamErrors,
     Pings,
@@ -172,9 +172,8 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(300),
             drain_ping: Duration::from_secs(1),
             floods: Floods {
-                // As many calls as clients are wont to have open, all cancelled as soon as they began; of an endpoint's time
-                // about 10 ms.
-                // As many at once cost an endpoint some milliseconds, and so the pod's other calls that wait there.
+                // As many calls as clients are wont to have open, all cancelled as soon as they began. As many at once cost an
+                // endpoint some milliseconds, and so the pod's other calls that wait there.
                 resets: 250,
                 stream_errors: 2_000,
                 // grpc-go sends one with the first DATA after each answered one: thousands a second where the way is short.

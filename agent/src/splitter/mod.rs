@@ -142,7 +142,7 @@ pub struct Splitter {
     /// All clients are to go; until when.
     draining: Option<Instant>,
     stats: Stats,
-    frames: u64,
+    work: u64,
 }
 
 impl std::fmt::Debug for Splitter {
@@ -177,7 +177,7 @@ impl Splitter {
             many_timers: 0,
             draining: None,
             stats: Stats::default(),
-            frames: 0,
+            work: 0,
         }
     }
 
@@ -346,9 +346,9 @@ impl Splitter {
         self.conns.len() == 0
     }
 
-    /// Frames that were read since the beginning: what bytes cost.
-    pub fn frames(&self) -> u64 {
-        self.frames
+    /// What the bytes that were read since the beginning have cost, in frames of a usual call.
+    pub fn work(&self) -> u64 {
+        self.work
     }
 
     pub fn stats(&self) -> Stats {

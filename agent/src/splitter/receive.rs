@@ -14,6 +14,8 @@ use super::{ConnId, DRAIN_PING, Splitter};
 /// A pod may hold so much beyond its budget: its connections' windows were granted before. Hundreds of connections that
 /// all use theirs up come to more, and lose the streams that wait.
 const OVERDRAFT: usize = 8 * 1024 * 1024;
+/// So many bytes of a header block, a field each at worst, are as much work as another frame.
+const BYTES_OF_FIELDS: usize = 256;
 
 /// A connection error: what GOAWAY is to say.
 pub(super) struct Fatal(pub(super) Reason, pub(super) &'static str);
@@ -103,7 +105,7 @@ impl Splitter {
     }
 
     fn frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
-        self.frames += 1;
+        self.work += 1;
         let conn = &self.conns[c];
         if head.length > DEFAULT_MAX_FRAME {
             return Err(frame_size("frame above SETTINGS_MAX_FRAME_SIZE"));
@@ -183,6 +185,7 @@ impl Splitter {
         block: &[u8],
     ) -> Result<(), Fatal> {
         let limits = ListLimits { max_size: self.limits.header_list, max_fields: self.limits.header_fields };
+        self.work += (block.len() / BYTES_OF_FIELDS) as u64;
         let conn = &mut self.conns[c];
         let decoded = conn
             .decoder

@@ -100,9 +100,9 @@ impl Worker {
                 Took::Bytes(n) => {
                     io.spent += n;
                     if open {
-                        let before = splitter.frames();
+                        let before = splitter.work();
                         splitter.handle_bytes(io.now, link.id, &io.buffer[..n]);
-                        let large = (splitter.frames() - before) * LARGE_FRAME < n as u64;
+                        let large = (splitter.work() - before) * LARGE_FRAME < n as u64;
                         link.appetite = if large { (2 * link.appetite).min(BUFFER) } else { SMALL_TURN };
                     }
                 }
