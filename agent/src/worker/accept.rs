@@ -8,13 +8,13 @@ use mio::net::{TcpListener, TcpStream};
 use socket2::SockRef;
 
 use super::arena::Key;
-use super::event_loop::{Kind, TURN, Worker};
+use super::event_loop::{COME_OR_GO, Kind, Worker};
 use super::relay::Pair;
 use super::socket::{Socket, set_options};
 use super::timers::{Alarm, Timer};
 
 /// Most connections accepted in one turn.
-const A_TURN: usize = 64;
+const A_TURN: usize = 16;
 /// Most turns of a listener that closes: enough for a backlog of 4096.
 const LAST_TURNS: usize = 4096 / A_TURN;
 /// When the process has no descriptor left, connections wait in the backlog this long before the next try.
@@ -55,7 +55,7 @@ impl Worker {
             let Some(listener) = self.io.listeners.get_mut(key) else { return };
             match listener.listener.accept() {
                 Ok((stream, peer)) => {
-                    self.io.spent += 4 * TURN;
+                    self.io.spent += COME_OR_GO;
                     self.accepted(pod, stream, peer);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,

@@ -40,6 +40,8 @@ const ROUND: usize = 1024 * 1024;
 pub(super) const VISIT: usize = 128 * 1024;
 /// What a turn or a write costs besides its bytes, in the same measure.
 pub(super) const TURN: usize = 512;
+/// What it costs to accept or to close a connection, likewise: some system calls, and the kernel tells its peer.
+pub(super) const COME_OR_GO: usize = 8 * TURN;
 /// Most timers fired in one iteration.
 const TIMERS: usize = 1024;
 

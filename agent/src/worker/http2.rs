@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::arena::Key;
-use super::event_loop::{BUFFER, Io, Kind, PodState, TURN, VISIT, Worker};
+use super::event_loop::{BUFFER, COME_OR_GO, Io, Kind, PodState, TURN, VISIT, Worker};
 use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
@@ -251,6 +251,7 @@ impl Io {
     /// The connection is gone; the splitter hears of it unless it has forgotten it before.
     fn lose(&mut self, pod: &mut PodState, key: Key) {
         let Some(conn) = self.conns.remove(key) else { return };
+        self.spent += COME_OR_GO;
         let Kind::Http2(link) = conn.kind else { return };
         let Some(splitter) = &mut pod.splitter else { return };
         let forgotten = match link.phase {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 
 use super::arena::{Key, Role};
-use super::event_loop::{Kind, Worker};
+use super::event_loop::{COME_OR_GO, Kind, Worker};
 use super::http2::SMALL_TURN;
 use super::socket::{Socket, Took, dial};
 use crate::addr::OriginalDst;
@@ -268,6 +268,7 @@ impl Worker {
             }
             Next::Done => {
                 io.conns.remove(key);
+                io.spent += COME_OR_GO;
                 return;
             }
             Next::Reset(error) => {
@@ -336,6 +337,7 @@ impl Worker {
 
     pub(super) fn reset_relay(&mut self, key: Key) {
         if let Some(conn) = self.io.conns.remove(key) {
+            self.io.spent += COME_OR_GO;
             conn.reset();
         }
     }
