@@ -1,27 +1,48 @@
 //! Pure balancing: one Service's endpoints with their load on this worker, and `pick`.
 //!
-//! In: the Service as the table knows it, what speaks against an endpoint, chance. Out: a [`Picked`] that counts as
-//! open until it is dropped. It dials nothing and knows no stream. One thread owns all of it (`Rc`, `Cell`). Load is
-//! shared by a worker's pods; which endpoints a pod can reach is its own affair ([`Reach`]).
+//! In: the Service as the table knows it, what speaks against an endpoint, how calls ended, time and chance. Out: a
+//! [`Picked`] that counts as open until it is dropped. It dials nothing and knows no stream. One thread owns all of it (`Rc`,
+//! `Cell`). Load and latency are shared by a worker's pods; which endpoints a pod is kept from is its own affair ([`Reach`]).
 
+mod budget;
+mod latency;
+mod outcome;
+mod outliers;
 mod reach;
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
 use crate::addr::{EndpointAddr, ServiceAddr};
-use crate::table::{Policy, Service};
+use crate::table::{Balancing, Policy, Service};
 
-pub use reach::{Change, EjectedEndpoint, Reach};
+use budget::Budget;
+use latency::{Latency, doublings};
+pub use outcome::Outcome;
+pub use reach::{Cause, Change, EjectedEndpoint, Reach};
+use turns::Turns;
 
-/// Tries to draw a good endpoint before all are looked at: most are good, nearly always.
-const DRAWS: usize = 4;
+/// An endpoint is slow that takes so many doublings longer than the fast ones: 2.8 times as long. Equal endpoints on a
+/// machine with more to do than it can differ by less.
+const SLOW: f32 = 1.5;
+/// And takes longer by more than so many deviations of its own latencies: six of its mean's.
+const NOISE: f32 = 1.5;
+/// Its turns fall with the square of its latency: what takes 20 times as long and would get a twentieth of the calls would
+/// still be the slowest hundredth of them.
+const POWER: f32 = 2.0;
+/// And never below this: it is found out in time that it is well again.
+const LEAST_WEIGHT: f32 = 1.0 / 256.0;
+/// A new endpoint that starts slowly gets at least this share of a turn.
+const FIRST_WEIGHT: f32 = 0.1;
+/// A failure counts as a call of eight times the usual latency, however fast it was.
+const FAILURE: f32 = 3.0;
 
 /// What speaks against an endpoint for one stream; the least is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +50,7 @@ pub enum Standing {
     Good,
     /// Nothing, but it is not known to answer at once: for a stream that has waited long enough.
     Untested,
-    /// It could not be dialled, and backs off until then or was not dialled since.
+    /// It could not be dialled, or its calls failed, and it backs off until then or was not tried since.
     Ejected(Instant),
     /// A dial is under way and takes longer than it should.
     Slow,
@@ -37,14 +58,23 @@ pub enum Standing {
     Tried,
 }
 
-/// One endpoint of one Service and what this worker has open on it.
+/// One endpoint of one Service and what this worker knows of it.
 pub struct EndpointLoad {
     addr: EndpointAddr,
     service: ServiceAddr,
     identity: Arc<str>,
     open: Cell<u32>,
+    picked: Cell<u64>,
+    failed: Cell<u64>,
     /// Cleared when the endpoint leaves the Service: its connections take no new stream.
     current: Cell<bool>,
+    /// Turns that it is owed, or, below 0, had ahead of time.
+    credit: Cell<f32>,
+    latency: Latency,
+    /// When it joined a Service that was in use; `None`: nobody saw it come.
+    joined: Option<Instant>,
+    /// Pods that had calls fail there and keep away from it.
+    suspected: Cell<u32>,
 }
 
 impl EndpointLoad {
@@ -55,6 +85,21 @@ impl EndpointLoad {
     /// Streams (and opaque connections) open on it.
     pub fn open(&self) -> u32 {
         self.open.get()
+    }
+
+    /// How often it was chosen.
+    pub fn picked(&self) -> u64 {
+        self.picked.get()
+    }
+
+    /// Calls that failed there, as [`Outcome::is_failure`] has it.
+    pub fn failed(&self) -> u64 {
+        self.failed.get()
+    }
+
+    /// The usual time until it answers; `None`: too few answers to say.
+    pub fn latency(&self) -> Option<Duration> {
+        self.latency.mean().map(latency::duration)
     }
 
     /// Whether the Service still lists it.
@@ -74,8 +119,9 @@ impl fmt::Debug for EndpointLoad {
 pub struct Picked(Rc<EndpointLoad>);
 
 impl Picked {
-    fn new(endpoint: &Rc<EndpointLoad>) -> Self {
+    pub(crate) fn new(endpoint: &Rc<EndpointLoad>) -> Self {
         endpoint.open.set(endpoint.open.get() + 1);
+        endpoint.picked.set(endpoint.picked.get() + 1);
         Self(Rc::clone(endpoint))
     }
 
@@ -94,21 +140,35 @@ impl Drop for Picked {
 pub struct ServiceLoad {
     addr: ServiceAddr,
     state: RefCell<State>,
+    budget: Budget,
 }
 
 struct State {
     service: Arc<Service>,
     endpoints: Vec<Rc<EndpointLoad>>,
-    /// Where the next turn begins.
-    next: usize,
+    turns: Turns,
+    /// Where the next pod's part of a large Service begins.
+    next_part: usize,
+    /// What the fast ones take, in doublings, and after how many answers that is looked at again.
+    usual: Option<f32>,
+    answers_left: usize,
+    scratch: Vec<f32>,
 }
 
 impl ServiceLoad {
     /// `rng` chooses where the first turn begins, so that many workers do not all begin at the same endpoint.
     pub fn new(service: Arc<Service>, rng: &mut fastrand::Rng) -> Rc<Self> {
-        let state = State { endpoints: Vec::new(), next: rng.usize(..), service: Arc::clone(&service) };
-        let load = Self { addr: service.addr, state: RefCell::new(state) };
-        load.update(service);
+        let state = State {
+            endpoints: Vec::new(),
+            turns: Turns::beginning(0, rng.usize(..usize::MAX / 2)),
+            next_part: rng.usize(..usize::MAX / 2),
+            usual: None,
+            answers_left: 0,
+            scratch: Vec::new(),
+            service: Arc::clone(&service),
+        };
+        let load = Self { addr: service.addr, state: RefCell::new(state), budget: Budget::default() };
+        load.list(service, None);
         Rc::new(load)
     }
 
@@ -121,15 +181,27 @@ impl ServiceLoad {
         Arc::clone(&self.state.borrow().service)
     }
 
+    fn balancing(&self) -> Balancing {
+        self.state.borrow().service.balancing
+    }
+
     /// The endpoints as the Service lists them now, with their load.
     pub fn endpoints(&self) -> Vec<Rc<EndpointLoad>> {
         self.state.borrow().endpoints.clone()
     }
 
+    fn len(&self) -> usize {
+        self.state.borrow().endpoints.len()
+    }
+
     /// Takes over the endpoints as the table now lists them. Those that stay (same address, same identity) keep their
     /// load; those that leave are no longer current. Whether somebody holds one that leaves: its connections are to
     /// take no new stream.
-    pub fn update(&self, service: Arc<Service>) -> bool {
+    pub fn update(&self, now: Instant, service: Arc<Service>) -> bool {
+        self.list(service, Some(now))
+    }
+
+    fn list(&self, service: Arc<Service>, now: Option<Instant>) -> bool {
         let mut state = self.state.borrow_mut();
         let before = std::mem::take(&mut state.endpoints);
         let mut before: FxHashMap<_, _> = before.into_iter().map(|known| (known.addr, known)).collect();
@@ -141,7 +213,13 @@ impl ServiceLoad {
                     service: self.addr,
                     identity: Arc::clone(&listed.identity),
                     open: Cell::new(0),
+                    picked: Cell::new(0),
+                    failed: Cell::new(0),
                     current: Cell::new(true),
+                    credit: Cell::new(0.0),
+                    latency: Latency::default(),
+                    joined: now,
+                    suspected: Cell::new(0),
                 }),
             };
             state.endpoints.push(endpoint);
@@ -166,56 +244,131 @@ impl ServiceLoad {
 
     /// Chooses an endpoint for one more stream among those against which the least speaks. `None`: the Service has no
     /// endpoint. One that was tried, or that fails, is chosen where no other is left: refusing is the caller's choice.
-    pub fn pick(&self, rng: &mut fastrand::Rng, standing: impl Fn(&Rc<EndpointLoad>) -> Standing) -> Option<Picked> {
+    /// Pods pick by [`Reach::pick`], which leaves a pod its part of a large Service.
+    pub fn pick(
+        &self,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> Option<Picked> {
         let state = &mut *self.state.borrow_mut();
-        let endpoints = &state.endpoints;
-        let count = endpoints.len();
-        if count == 0 {
-            return None;
+        let mut turns = std::mem::take(&mut state.turns);
+        let picked = state.pick(now, rng, &mut turns, state.endpoints.len(), standing);
+        state.turns = turns;
+        picked
+    }
+
+    /// As [`ServiceLoad::pick`], among `len` endpoints, with turns of the caller's own.
+    fn pick_part(
+        &self,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+        turns: &mut Turns,
+        len: usize,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> Option<Picked> {
+        self.state.borrow().pick(now, rng, turns, len, standing)
+    }
+
+    /// Where a pod's part of `len` endpoints begins: parts lie side by side in the ring, so that they cover it evenly.
+    fn next_part(&self, len: usize) -> usize {
+        let mut state = self.state.borrow_mut();
+        let start = state.next_part;
+        state.next_part = start.wrapping_add(len) % state.endpoints.len().max(1);
+        start % state.endpoints.len().max(1)
+    }
+
+    /// The endpoint at this place of the ring.
+    fn at(&self, place: usize) -> Option<Rc<EndpointLoad>> {
+        let state = self.state.borrow();
+        state.endpoints.get(place % state.endpoints.len().max(1)).cloned()
+    }
+
+    /// The endpoint answered a call after `latency`, or failed it.
+    pub fn answered(&self, now: Instant, endpoint: &EndpointLoad, latency: Duration, outcome: Outcome) {
+        let state = &mut *self.state.borrow_mut();
+        let mut latency = doublings(latency);
+        if outcome.is_failure() {
+            endpoint.failed.set(endpoint.failed.get() + 1);
+            latency = state.usual.map_or(latency, |usual| latency.max(usual + FAILURE));
         }
-        let turn = state.next % count;
-        state.next = turn + 1;
-        let good = |i: &usize| standing(&endpoints[*i]) == Standing::Good;
-        // Chance takes the place of an endpoint that is passed over. The next one in turn would get twice its share;
-        // and if it got the turn too, a pod that passes one over would lead others that call in step with it to the
-        // same endpoint again and again.
-        let chosen = if good(&turn) {
-            turn
-        } else {
-            let drawn = (0..DRAWS).map(|_| rng.usize(..count)).find(good);
-            drawn.unwrap_or_else(|| best(endpoints, rng, &standing))
-        };
-        let picked = match state.service.policy {
-            Policy::LeastRequest if count > 1 => {
-                // The turn's endpoint against another drawn at random: the turn breaks ties, so equal load means equal shares.
-                let rival = (chosen + 1 + rng.usize(..count - 1)) % count;
-                let less = endpoints[rival].open() < endpoints[chosen].open();
-                if less && good(&rival) { rival } else { chosen }
-            }
-            Policy::LeastRequest | Policy::RoundRobin => chosen,
-        };
-        Some(Picked::new(&state.endpoints[picked]))
+        endpoint.latency.sample(now, latency);
+        state.answers_left = state.answers_left.saturating_sub(1);
+        if state.answers_left == 0 {
+            state.look_at_latencies();
+        }
+    }
+
+    /// A call that waited so long was given up: it would have taken longer. Says nothing if that is not long.
+    pub fn waited(&self, now: Instant, endpoint: &EndpointLoad, latency: Duration) {
+        if endpoint.latency.mean().is_some_and(|mean| doublings(latency) > mean) {
+            self.answered(now, endpoint, latency, Outcome::Unknown);
+        }
+    }
+
+    /// A call is sent.
+    pub fn sent(&self) {
+        self.budget.earn();
+    }
+
+    /// Whether a call may be sent again.
+    pub fn may_repeat(&self, now: Instant) -> bool {
+        self.budget.spend(now)
+    }
+
+    /// The share of a turn that an endpoint gets, from 0 to 1.
+    pub fn weight(&self, now: Instant, endpoint: &EndpointLoad) -> f32 {
+        self.state.borrow().weight(now, endpoint)
     }
 }
 
-/// One by chance among those against which the least speaks.
-fn best(
-    endpoints: &[Rc<EndpointLoad>],
-    rng: &mut fastrand::Rng,
-    standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
-) -> usize {
-    let (mut chosen, mut least, mut equals) = (0, Standing::Tried, 0);
-    for (i, standing) in endpoints.iter().map(standing).enumerate() {
-        if standing < least {
-            (chosen, least, equals) = (i, standing, 1);
-        } else if standing == least {
-            equals += 1;
-            if rng.usize(..equals) == 0 {
-                chosen = i;
-            }
-        }
+impl State {
+    fn pick(
+        &self,
+        now: Instant,
+        rng: &mut fastrand::Rng,
+        turns: &mut Turns,
+        len: usize,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> Option<Picked> {
+        let by_load = self.service.balancing.policy != Policy::RoundRobin;
+        let weight = |endpoint: &EndpointLoad| self.weight(now, endpoint);
+        let chosen = turns.next(&self.endpoints, len, rng, by_load, weight, standing)?;
+        Some(Picked::new(&self.endpoints[chosen]))
     }
-    chosen
+
+    fn weight(&self, now: Instant, endpoint: &EndpointLoad) -> f32 {
+        let Balancing { policy, slow_start, .. } = self.service.balancing;
+        let by_age = match endpoint.joined {
+            Some(joined) if !slow_start.is_zero() => {
+                let age = now.saturating_duration_since(joined);
+                (age.as_secs_f32() / slow_start.as_secs_f32()).clamp(FIRST_WEIGHT, 1.0)
+            }
+            _ => 1.0,
+        };
+        if policy == Policy::Ewma { by_age * self.weight_by_latency(endpoint) } else { by_age }
+    }
+
+    fn weight_by_latency(&self, endpoint: &EndpointLoad) -> f32 {
+        let (Some(usual), Some(mean)) = (self.usual, endpoint.latency.mean()) else { return 1.0 };
+        let slower = mean - usual;
+        // Where latencies differ much from call to call, a mean differs by chance too.
+        if slower <= SLOW.max(NOISE * endpoint.latency.deviation()) {
+            return 1.0;
+        }
+        (-POWER * slower).exp2().max(LEAST_WEIGHT)
+    }
+
+    /// What the fast ones take: of four the second fastest, so that one that is fast by chance or by mistake makes no one
+    /// slow.
+    fn look_at_latencies(&mut self) {
+        self.answers_left = self.endpoints.len().max(64);
+        self.scratch.clear();
+        self.scratch.extend(self.endpoints.iter().filter_map(|endpoint| endpoint.latency.mean()));
+        let quarter = self.scratch.len() / 4;
+        self.usual =
+            (!self.scratch.is_empty()).then(|| *self.scratch.select_nth_unstable_by(quarter, f32::total_cmp).1);
+    }
 }
 
 impl Drop for ServiceLoad {
@@ -225,5 +378,7 @@ impl Drop for ServiceLoad {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

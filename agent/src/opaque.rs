@@ -95,7 +95,7 @@ impl Choice {
         rng: &mut fastrand::Rng,
     ) -> Option<&Rc<EndpointLoad>> {
         self.picked = None;
-        let picked = service.pick(rng, |endpoint| self.standing(endpoint, reach, now))?;
+        let picked = reach.pick(now, service, rng, |endpoint| self.standing(endpoint, reach, now))?;
         if self.standing(picked.endpoint(), reach, now) == Standing::Tried {
             return None;
         }
@@ -200,7 +200,7 @@ mod tests {
             id: 1,
             addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),
             name: ServicePortName { namespace: "a".into(), service: "b".into(), port: "c".into() },
-            policy: Policy::RoundRobin,
+            balancing: Policy::RoundRobin.into(),
             endpoints: endpoints.iter().map(endpoint).collect(),
             scope: crate::table::Scope::All,
             usable: 0,

@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::addr::{EndpointAddr, ServiceAddr};
 
 pub mod object;
 
+mod balancing;
 mod catalog;
 mod endpoints;
 mod part;
@@ -29,11 +31,63 @@ pub use store::Update;
 /// How an endpoint is chosen for a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// Each endpoint in turn.
+    /// As least-request, and endpoints that take longer than others get fewer turns.
     #[default]
-    RoundRobin,
-    /// The endpoint with the fewest open streams of two drawn at random; ties in turn.
+    Ewma,
+    /// Each endpoint in turn; but one with more open streams than another drawn at random lets that one go first.
     LeastRequest,
+    /// Each endpoint in turn.
+    RoundRobin,
+}
+
+impl Policy {
+    pub const ALL: [Policy; 3] = [Policy::Ewma, Policy::LeastRequest, Policy::RoundRobin];
+
+    /// As in `sluice.dev/load-balancer`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Policy::Ewma => "ewma",
+            Policy::LeastRequest => "least-request",
+            Policy::RoundRobin => "round-robin",
+        }
+    }
+}
+
+/// When an endpoint whose calls fail gets no more of them: `sluice.dev/ejection`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures in a row of the kind that is the endpoint's own fault; 0: they do not eject.
+    pub failures: u32,
+    /// Percent of its calls that fail more than at the others; 0: that does not eject.
+    pub rate: u8,
+    /// Percent of the endpoints that may be ejected at a time; one always may, the last never.
+    pub most: u8,
+    /// How long the first time; it doubles each time,
+    pub back_off: Duration,
+    /// up to this.
+    pub longest: Duration,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { failures: 5, rate: 20, most: 50, back_off: second, longest: 8 * second }
+    }
+}
+
+/// What a Service says of how its calls are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Balancing {
+    pub policy: Policy,
+    pub ejection: Ejection,
+    /// How long a new endpoint takes to get its whole share; 0: no time.
+    pub slow_start: Duration,
+}
+
+impl From<Policy> for Balancing {
+    fn from(policy: Policy) -> Self {
+        Self { policy, ..Self::default() }
+    }
 }
 
 /// One usable endpoint of a Service port.
@@ -94,7 +148,7 @@ pub struct Service {
     pub id: u32,
     pub addr: ServiceAddr,
     pub name: ServicePortName,
-    pub policy: Policy,
+    pub balancing: Balancing,
     /// Where new streams go. Empty: the Service is left to kube-proxy, and streams on open connections are refused.
     pub endpoints: Arc<[Endpoint]>,
     /// Why it is these endpoints and no others.

@@ -9,7 +9,7 @@ use super::{PodLine, Snapshot, State, View};
 use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
 use crate::splitter::Bound;
-use crate::table::{LeftAlone, Policy, Problem, Service};
+use crate::table::{LeftAlone, Problem, Service};
 use crate::worker::{PodReport, Report};
 
 pub(super) fn page(view: &View) -> String {
@@ -68,10 +68,7 @@ fn one_service(service: &Service) -> Value {
         "name": service.name.to_string(),
         "address": service.addr.to_string(),
         "id": service.id,
-        "policy": match service.policy {
-            Policy::RoundRobin => "round-robin",
-            Policy::LeastRequest => "least-request",
-        },
+        "policy": service.balancing.policy.name(),
         "scope": service.scope.name(),
         "usable_endpoints": service.usable,
         "endpoints": endpoints.collect::<Value>(),
@@ -121,7 +118,7 @@ fn traffic(report: &PodReport) -> Value {
 }
 
 fn ejected(endpoint: &EjectedEndpoint) -> Value {
-    json!({ "address": endpoint.addr.to_string(), "failures": endpoint.failures })
+    json!({ "address": endpoint.addr.to_string(), "cause": endpoint.cause.name(), "failures": endpoint.failures })
 }
 
 fn problem(problem: &Problem) -> Value {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::addr::{EndpointAddr, ServiceAddr};
-use crate::balance::EjectedEndpoint;
+use crate::balance::{Cause, EjectedEndpoint};
 use crate::table::{Endpoint, LeftAlone, Place, Policy, Reason, Scope, Service, ServicePortName};
 
 fn snapshot(state: State) -> Snapshot {
@@ -27,7 +27,7 @@ fn snapshot(state: State) -> Snapshot {
         id: 1,
         addr,
         name,
-        policy: Policy::RoundRobin,
+        balancing: Policy::RoundRobin.into(),
         endpoints: [endpoint].into(),
         scope: Scope::SameZone,
         usable: 3,
@@ -75,7 +75,11 @@ fn a_workers_report_is_joined_to_its_pods() {
         without_flow: 0,
         accepts_failed: 0,
         dials_failed: 0,
-        ejected: vec![EjectedEndpoint { addr: EndpointAddr::new(([10, 1, 0, 2], 50051).into()), failures: 3 }],
+        ejected: vec![EjectedEndpoint {
+            addr: EndpointAddr::new(([10, 1, 0, 2], 50051).into()),
+            cause: Cause::Unreachable,
+            failures: 3,
+        }],
         splitter: crate::splitter::Stats { streams: 40, open_streams: 3, ..Default::default() },
     };
     let reports = vec![Some(Report { worker: 0, pods: vec![report], services: Vec::new() })];
@@ -84,7 +88,10 @@ fn a_workers_report_is_joined_to_its_pods() {
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
     assert_eq!(page["pods"][0]["traffic"]["limited"]["resets"], 0);
-    assert_eq!(page["pods"][0]["traffic"]["ejected"][0], json!({ "address": "10.1.0.2:50051", "failures": 3 }));
+    assert_eq!(
+        page["pods"][0]["traffic"]["ejected"][0],
+        json!({ "address": "10.1.0.2:50051", "cause": "unreachable", "failures": 3 })
+    );
 
     let page = metrics::page(&view);
     let series = "{pod=\"shop/we\\\"b\",netns=\"77\"";

@@ -1,8 +1,9 @@
-//! Which endpoints one pod cannot reach: how often dials failed, and until when an endpoint is passed over for it.
+//! One pod's view of endpoints: which it cannot reach (its dials fail), which it keeps away from (its calls fail, see
+//! `outliers`), and which part of a large Service is its own.
 //!
-//! In: how dials ended, with `now` and chance. Out: what speaks against an endpoint, which one is to be probed, and
-//! what changed. It is one pod's, shared by its HTTP/2 streams and its opaque connections: a NetworkPolicy that forbids
-//! this pod an endpoint is no other pod's affair. It dials nothing. Nothing is kept of endpoints that can be reached.
+//! In: how dials and calls ended, with `now` and chance. Out: the endpoint for a stream, what speaks against one, which is
+//! to be probed, and what changed. It is shared by the pod's HTTP/2 streams and its opaque connections: a NetworkPolicy that
+//! forbids this pod an endpoint is no other pod's affair. It dials nothing, and keeps nothing of endpoints that are well.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use super::{EndpointLoad, ServiceLoad, Standing};
-use crate::addr::EndpointAddr;
+use super::outliers::{Outliers, Verdict};
+use super::turns::Turns;
+use super::{EndpointLoad, Outcome, Picked, ServiceLoad, Standing};
+use crate::addr::{EndpointAddr, ServiceAddr};
 
 /// Back-off after the first failure: a container that restarts is back after about as long, and a call a second that
 /// costs a dial is too cheap to notice.
@@ -24,6 +27,12 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 /// Longer than a dial and the wait for SETTINGS take together.
 const PROBE_AT_MOST: Duration = Duration::from_secs(15);
 
+/// Endpoints of a Service that one pod uses at a time: a thousand endpoints are not a thousand connections from each pod.
+/// Parts of a worker's pods lie side by side, so that they cover the endpoints evenly, and each moves on by one endpoint a
+/// second while it is used: over time every pod uses every endpoint as much as any other.
+pub const PART: usize = 128;
+const PART_MOVES: Duration = Duration::from_secs(1);
+
 /// One pod's view of all Services' endpoints.
 #[derive(Debug, Default)]
 pub struct Reach(RefCell<State>);
@@ -33,7 +42,18 @@ struct State {
     ejected: FxHashMap<*const EndpointLoad, Ejected>,
     /// The earliest end of a back-off.
     next_probe: Option<Instant>,
+    outliers: Outliers,
+    /// Of large Services.
+    parts: FxHashMap<ServiceAddr, Part>,
+    /// Endpoints that a part has left.
+    left: Vec<Rc<EndpointLoad>>,
     changes: VecDeque<Change>,
+}
+
+#[derive(Debug)]
+struct Part {
+    turns: Turns,
+    moves: Instant,
 }
 
 #[derive(Debug)]
@@ -46,31 +66,118 @@ struct Ejected {
     probed: Option<Instant>,
 }
 
-/// For the log: that an endpoint cannot be dialled is said once, and once that it can be again.
+/// Why an endpoint gets nothing of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// It could not be dialled.
+    Unreachable,
+    /// Calls failed there.
+    Failing,
+}
+
+impl Cause {
+    /// For the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Unreachable => "unreachable",
+            Cause::Failing => "failing",
+        }
+    }
+}
+
+/// For the log: that an endpoint is ejected is said once, and once that it is back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    Ejected(EndpointAddr),
-    Back(EndpointAddr),
+    Ejected(EndpointAddr, Cause),
+    Back(EndpointAddr, Cause),
 }
 
 /// For the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EjectedEndpoint {
     pub addr: EndpointAddr,
-    /// Dials that failed in a row, one for each back-off.
+    pub cause: Cause,
+    /// Dials or trial calls that failed in a row, one for each back-off.
     pub failures: u32,
 }
 
 impl Reach {
     /// Nothing is ejected: the one question that is asked for every stream.
     pub fn is_clear(&self) -> bool {
-        self.0.borrow().ejected.is_empty()
+        let state = self.0.borrow();
+        state.ejected.is_empty() && state.outliers.is_clear()
     }
 
-    /// Good or ejected. It is ejected until a dial succeeds, however long ago the back-off ended.
+    /// Good or ejected. It is ejected until a dial or a trial call succeeds, however long ago the back-off ended.
     pub fn standing(&self, endpoint: &Rc<EndpointLoad>) -> Standing {
         let state = self.0.borrow();
-        state.ejected.get(&Rc::as_ptr(endpoint)).map_or(Standing::Good, |ejected| Standing::Ejected(ejected.until))
+        let unreachable = state.ejected.get(&Rc::as_ptr(endpoint)).map(|ejected| ejected.until);
+        unreachable.or_else(|| state.outliers.until(endpoint)).map_or(Standing::Good, Standing::Ejected)
+    }
+
+    /// Chooses an endpoint for one more stream, of this pod's part where the Service is large: see [`ServiceLoad::pick`].
+    pub fn pick(
+        &self,
+        now: Instant,
+        service: &ServiceLoad,
+        rng: &mut fastrand::Rng,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> Option<Picked> {
+        if service.len() <= PART {
+            return service.pick(now, rng, standing);
+        }
+        // What is asked for a standing borrows, too.
+        let part = self.0.borrow_mut().parts.remove(&service.addr());
+        let mut part = part.unwrap_or_else(|| {
+            let start = service.next_part(PART);
+            Part { turns: Turns::beginning(start, rng.usize(..PART)), moves: now + PART_MOVES }
+        });
+        if now >= part.moves {
+            part.moves = now + PART_MOVES;
+            self.0.borrow_mut().left.extend(service.at(part.turns.start));
+            part.turns.start = part.turns.start.wrapping_add(1);
+        }
+        let picked = service.pick_part(now, rng, &mut part.turns, PART, standing);
+        self.0.borrow_mut().parts.insert(service.addr(), part);
+        picked
+    }
+
+    /// Endpoints that this pod has no more use for, one by one: their connections may close.
+    pub fn poll_left(&self) -> Option<Rc<EndpointLoad>> {
+        self.0.borrow_mut().left.pop()
+    }
+
+    /// A call that was sent to the endpoint at `sent` has ended.
+    pub fn ended(
+        &self,
+        now: Instant,
+        service: &ServiceLoad,
+        endpoint: &Rc<EndpointLoad>,
+        sent: Instant,
+        outcome: Outcome,
+        rng: &mut fastrand::Rng,
+    ) {
+        let state = &mut *self.0.borrow_mut();
+        let ejected = &state.ejected;
+        let others = |outliers: &Outliers| {
+            let good = |other: &&Rc<EndpointLoad>| {
+                !Rc::ptr_eq(other, endpoint)
+                    && !ejected.contains_key(&Rc::as_ptr(other))
+                    && outliers.until(other).is_none()
+            };
+            service.endpoints().iter().filter(good).count()
+        };
+        let change = match state.outliers.ended(now, service, endpoint, (sent, outcome), others, rng) {
+            Some(Verdict::Ejected) => Change::Ejected(endpoint.addr(), Cause::Failing),
+            Some(Verdict::Back) => Change::Back(endpoint.addr(), Cause::Failing),
+            None => return,
+        };
+        state.changes.push_back(change);
+    }
+
+    /// An endpoint of this Service where calls failed and that has backed off long enough: for one call, to be sent now.
+    pub fn trial(&self, now: Instant, service: &ServiceLoad) -> Option<Rc<EndpointLoad>> {
+        self.0.borrow_mut().outliers.trial(now, service)
     }
 
     /// A dial failed. What fails inside a back-off (begun before it, or for want of a better endpoint) is the same
@@ -81,7 +188,7 @@ impl Reach {
         }
         let state = &mut *self.0.borrow_mut();
         let ejected = state.ejected.entry(Rc::as_ptr(endpoint)).or_insert_with(|| {
-            state.changes.push_back(Change::Ejected(endpoint.addr()));
+            state.changes.push_back(Change::Ejected(endpoint.addr(), Cause::Unreachable));
             Ejected { endpoint: Rc::clone(endpoint), failures: 0, until: now, probed: None }
         });
         if now >= ejected.until {
@@ -96,7 +203,7 @@ impl Reach {
     pub fn connected(&self, endpoint: &Rc<EndpointLoad>) {
         let state = &mut *self.0.borrow_mut();
         if state.ejected.remove(&Rc::as_ptr(endpoint)).is_some() {
-            state.changes.push_back(Change::Back(endpoint.addr()));
+            state.changes.push_back(Change::Back(endpoint.addr(), Cause::Unreachable));
             state.prune();
         }
     }
@@ -135,9 +242,12 @@ impl Reach {
     /// By address.
     pub fn ejected(&self) -> Vec<EjectedEndpoint> {
         let state = self.0.borrow();
-        let listed = state.ejected.values().filter(|ejected| ejected.endpoint.is_current());
-        let mut list: Vec<_> =
-            listed.map(|ejected| EjectedEndpoint { addr: ejected.endpoint.addr, failures: ejected.failures }).collect();
+        let unreachable = state.ejected.values().map(|it| (&it.endpoint, Cause::Unreachable, it.failures));
+        let failing = state.outliers.list().map(|(endpoint, times)| (endpoint, Cause::Failing, times));
+        let listed = unreachable.chain(failing).filter(|(endpoint, ..)| endpoint.is_current());
+        let mut list: Vec<_> = listed
+            .map(|(endpoint, cause, failures)| EjectedEndpoint { addr: endpoint.addr, cause, failures })
+            .collect();
         list.sort_unstable();
         list
     }
@@ -150,6 +260,7 @@ impl Reach {
 
 impl State {
     fn prune(&mut self) {
+        self.outliers.prune();
         self.ejected.retain(|_, ejected| ejected.endpoint.is_current());
         self.next_probe = self.ejected.values().map(|ejected| ejected.until).min();
     }

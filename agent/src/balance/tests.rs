@@ -14,7 +14,7 @@ fn service(policy: Policy, endpoints: &[(&str, &str)]) -> Arc<Service> {
         id: 1,
         addr: ServiceAddr::new("10.96.0.10:50051".parse().unwrap()),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
-        policy,
+        balancing: policy.into(),
         endpoints,
         scope: Scope::All,
         usable: 0,
@@ -30,14 +30,14 @@ fn good(_: &Rc<EndpointLoad>) -> Standing {
 fn counts(load: &ServiceLoad, rng: &mut fastrand::Rng, calls: usize) -> Vec<(EndpointAddr, usize)> {
     let mut counts = std::collections::BTreeMap::new();
     for _ in 0..calls {
-        *counts.entry(load.pick(rng, good).unwrap().endpoint().addr()).or_insert(0) += 1;
+        *counts.entry(load.pick(Instant::now(), rng, good).unwrap().endpoint().addr()).or_insert(0) += 1;
     }
     counts.into_iter().collect()
 }
 
 #[test]
 fn equal_endpoints_get_equal_shares_under_either_policy() {
-    for policy in [Policy::RoundRobin, Policy::LeastRequest] {
+    for policy in Policy::ALL {
         let rng = &mut fastrand::Rng::with_seed(7);
         let load = ServiceLoad::new(service(policy, THREE), rng);
         for (endpoint, count) in counts(&load, rng, 3_000) {
@@ -50,10 +50,10 @@ fn equal_endpoints_get_equal_shares_under_either_policy() {
 fn least_request_prefers_the_endpoint_with_fewer_open_streams() {
     let rng = &mut fastrand::Rng::with_seed(7);
     let load = ServiceLoad::new(service(Policy::LeastRequest, THREE), rng);
-    let mut held: Vec<Picked> = (0..300).map(|_| load.pick(rng, good).unwrap()).collect();
+    let mut held: Vec<Picked> = (0..300).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
     let busy = held[0].endpoint().addr();
     held.retain(|picked| picked.endpoint().addr() == busy);
-    let again: Vec<Picked> = (0..150).map(|_| load.pick(rng, good).unwrap()).collect();
+    let again: Vec<Picked> = (0..150).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
     let on_busy = again.iter().filter(|picked| picked.endpoint().addr() == busy).count();
     assert_eq!(on_busy, 0);
 }
@@ -62,8 +62,8 @@ fn least_request_prefers_the_endpoint_with_fewer_open_streams() {
 fn a_stream_counts_until_it_is_dropped() {
     let rng = &mut fastrand::Rng::with_seed(7);
     let load = ServiceLoad::new(service(Policy::RoundRobin, &THREE[..1]), rng);
-    let first = load.pick(rng, good).unwrap();
-    let second = load.pick(rng, good).unwrap();
+    let first = load.pick(Instant::now(), rng, good).unwrap();
+    let second = load.pick(Instant::now(), rng, good).unwrap();
     let endpoint = Rc::clone(first.endpoint());
     assert_eq!(endpoint.open(), 2);
     drop((first, second));
@@ -74,9 +74,9 @@ fn a_stream_counts_until_it_is_dropped() {
 fn a_new_endpoint_takes_its_turn_and_a_removed_one_is_no_longer_current() {
     let rng = &mut fastrand::Rng::with_seed(7);
     let load = ServiceLoad::new(service(Policy::RoundRobin, &THREE[..2]), rng);
-    let leaving = load.pick(rng, good).unwrap();
+    let leaving = load.pick(Instant::now(), rng, good).unwrap();
     let stays: Vec<_> = THREE.iter().copied().filter(|(a, _)| *a != leaving.endpoint().addr().to_string()).collect();
-    load.update(service(Policy::RoundRobin, &stays));
+    load.update(Instant::now(), service(Policy::RoundRobin, &stays));
     assert!(!leaving.endpoint().is_current());
     assert_eq!(leaving.endpoint().open(), 1);
     assert_eq!(counts(&load, rng, 10).iter().map(|(_, n)| *n).collect::<Vec<_>>(), [5, 5]);
@@ -86,9 +86,9 @@ fn a_new_endpoint_takes_its_turn_and_a_removed_one_is_no_longer_current() {
 fn a_reused_address_with_another_identity_is_another_endpoint() {
     let rng = &mut fastrand::Rng::with_seed(7);
     let load = ServiceLoad::new(service(Policy::RoundRobin, &[("10.1.0.1:1", "a")]), rng);
-    let old = load.pick(rng, good).unwrap();
-    load.update(service(Policy::RoundRobin, &[("10.1.0.1:1", "b")]));
-    let new = load.pick(rng, good).unwrap();
+    let old = load.pick(Instant::now(), rng, good).unwrap();
+    load.update(Instant::now(), service(Policy::RoundRobin, &[("10.1.0.1:1", "b")]));
+    let new = load.pick(Instant::now(), rng, good).unwrap();
     assert!(!Rc::ptr_eq(old.endpoint(), new.endpoint()));
     assert!(!old.endpoint().is_current() && new.endpoint().is_current());
 }
@@ -100,13 +100,13 @@ fn the_endpoint_against_which_the_least_speaks_is_chosen_whatever_its_turn_and_l
     let later = until + std::time::Duration::from_secs(1);
     let worse =
         [Standing::Untested, Standing::Ejected(until), Standing::Ejected(later), Standing::Slow, Standing::Tried];
-    for policy in [Policy::RoundRobin, Policy::LeastRequest] {
+    for policy in Policy::ALL {
         for (i, best) in [Standing::Good].iter().chain(&worse).enumerate() {
             for rest in &worse[i.min(4)..] {
                 let load = ServiceLoad::new(service(policy, THREE), rng);
                 let wanted = THREE[1].0.parse().map(EndpointAddr::new).unwrap();
                 let standing = |endpoint: &Rc<EndpointLoad>| if endpoint.addr() == wanted { *best } else { *rest };
-                let held: Vec<Picked> = (0..9).map(|_| load.pick(rng, standing).unwrap()).collect();
+                let held: Vec<Picked> = (0..9).map(|_| load.pick(Instant::now(), rng, standing).unwrap()).collect();
                 let on_wanted = held.iter().filter(|picked| picked.endpoint().addr() == wanted).count();
                 assert!(on_wanted == 9 || best == rest, "{best:?} against {rest:?}: {on_wanted} of 9");
             }
@@ -117,7 +117,7 @@ fn the_endpoint_against_which_the_least_speaks_is_chosen_whatever_its_turn_and_l
 #[test]
 fn those_that_are_left_share_evenly_what_another_does_not_get_and_others_who_may_go_there_see_nothing_of_it() {
     let rng = &mut fastrand::Rng::with_seed(7);
-    for policy in [Policy::RoundRobin, Policy::LeastRequest] {
+    for policy in Policy::ALL {
         let load = ServiceLoad::new(service(policy, THREE), rng);
         let out: EndpointAddr = THREE[1].0.parse().map(EndpointAddr::new).unwrap();
         let standing = |endpoint: &Rc<EndpointLoad>| {
@@ -125,8 +125,8 @@ fn those_that_are_left_share_evenly_what_another_does_not_get_and_others_who_may
         };
         let (mut counts, mut others) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
         for _ in 0..9_000 {
-            *counts.entry(load.pick(rng, standing).unwrap().endpoint().addr()).or_insert(0) += 1;
-            *others.entry(load.pick(rng, good).unwrap().endpoint().addr()).or_insert(0) += 1;
+            *counts.entry(load.pick(Instant::now(), rng, standing).unwrap().endpoint().addr()).or_insert(0) += 1;
+            *others.entry(load.pick(Instant::now(), rng, good).unwrap().endpoint().addr()).or_insert(0) += 1;
         }
         let counts: Vec<i32> = counts.into_values().collect();
         assert!(counts.len() == 2 && counts.iter().all(|n| (4_350..4_650).contains(n)), "{counts:?} under {policy:?}");
@@ -137,5 +137,5 @@ fn those_that_are_left_share_evenly_what_another_does_not_get_and_others_who_may
 #[test]
 fn a_service_without_endpoints_picks_none() {
     let rng = &mut fastrand::Rng::with_seed(7);
-    assert!(ServiceLoad::new(service(Policy::RoundRobin, &[]), rng).pick(rng, good).is_none());
+    assert!(ServiceLoad::new(service(Policy::RoundRobin, &[]), rng).pick(Instant::now(), rng, good).is_none());
 }

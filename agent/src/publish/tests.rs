@@ -24,7 +24,7 @@ fn has(port: u16, endpoints: &[u8]) -> Change {
         id: port.into(),
         addr: addr(port),
         name,
-        policy: Policy::RoundRobin,
+        balancing: Policy::RoundRobin.into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
         scope: Scope::All,
         usable: 0,

@@ -159,7 +159,7 @@ impl Splitter {
                 }
                 standing => standing,
             };
-            let found = pair.service.pick(&mut self.rng, standing);
+            let found = ways.reach.pick(now, &pair.service, &mut self.rng, standing);
             let better = found.filter(|found| match standing(found.endpoint()) {
                 Standing::Good | Standing::Untested => true,
                 Standing::Ejected(_) => overdue,

@@ -8,6 +8,7 @@ use super::conn::{Conn, Drain, Role, State};
 use super::frame::{self, Reason};
 use super::pair::PairKey;
 use super::{DRAIN_PING, DeadlineReason, Effect, Splitter};
+use crate::balance::{EndpointLoad, Outcome};
 
 impl Splitter {
     /// Step one: no stream is refused yet, but the client learns to open the next ones elsewhere.
@@ -126,7 +127,12 @@ impl Splitter {
                 if !conn.settled {
                     self.ways.reach.failed(now, endpoint, &mut self.rng);
                 }
+                // However many calls it had: it broke once.
+                let mut lost = Outcome::Down;
                 for (_, key) in streams {
+                    if self.pairs.get(key).is_some_and(|pair| !pair.endpoint.recv_ended) {
+                        self.call_ended(now, key, std::mem::replace(&mut lost, Outcome::Unknown));
+                    }
                     self.endpoint_lost(now, key, sent);
                 }
                 for key in waiting {
@@ -145,6 +151,17 @@ impl Splitter {
             self.dispatch(now, key);
         }
         self.close_if_unused(now, c);
+    }
+
+    /// This pod has no more use for an endpoint.
+    pub(super) fn retire_pools(&mut self, now: Instant, endpoint: &Rc<EndpointLoad>) {
+        for apart in [false, true] {
+            for id in self.ways.pool(endpoint, apart).to_vec() {
+                if let Some(c) = self.conns.slot(id) {
+                    self.retire(now, c);
+                }
+            }
+        }
     }
 
     /// No request is placed on it any more.

@@ -18,6 +18,7 @@ pub mod hpack;
 mod invariants;
 mod limits;
 mod message;
+mod outcome;
 mod pair;
 mod receive;
 mod request;
@@ -105,6 +106,8 @@ pub struct Stats {
     pub streams_failed: u64,
     /// Requests given to another endpoint or connection, since the first provably did not process them.
     pub streams_replayed: u64,
+    /// Requests that could have been and were not, since too many of their Service were of late.
+    pub replays_denied: u64,
     /// Connections ended for a breach of the protocol.
     pub protocol_errors: u64,
     /// Connections ended for a flood.

@@ -191,6 +191,12 @@ pub(super) struct Pair {
     pub(super) phase: Phase,
     /// When the request came, or, if that is later, when it went to the endpoint.
     pub(super) opened: Instant,
+    /// When the request was whole.
+    pub(super) asked: Instant,
+    /// Of the response's head.
+    pub(super) status: u16,
+    /// How it ended at its endpoint was told.
+    pub(super) told: bool,
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
     pub(super) head: bool,

@@ -254,6 +254,12 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = end_stream;
+        if end_stream {
+            match face {
+                Face::Client => self.pairs.get(key).into_iter().for_each(|pair| pair.asked = now),
+                Face::Endpoint => _ = self.call_answered(now, key, false),
+            }
+        }
         let id = self.conns[c].id;
         self.forward(now, key, face.other(), body, end_stream);
         if self.held > self.limits.pod_budget + OVERDRAFT {

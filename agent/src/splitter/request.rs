@@ -13,7 +13,7 @@ use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::{Fatal, Section};
-use crate::balance::EndpointLoad;
+use crate::balance::{EndpointLoad, Picked};
 
 /// Why a request goes to another endpoint, or to another connection of the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,9 @@ impl Splitter {
             tried: Vec::new(),
             phase: Phase::Waiting,
             opened: now,
+            asked: now,
+            status: 0,
+            told: false,
             grpc: request.grpc,
             head: request.head,
             connect: request.connect,
@@ -135,6 +138,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         side.recv_ended = true;
+        pair.asked = now;
         let endpoint = &pair.endpoint;
         let beyond = endpoint.is_open() && self.list.size() > self.conns[endpoint.conn].peer.max_list
             || self.heads_held + self.list.size() > self.limits.waiting_heads;
@@ -150,16 +154,26 @@ impl Splitter {
 
     /// Picks an endpoint for a request and gives the request to a connection of it.
     pub(super) fn dispatch(&mut self, now: Instant, key: PairKey) {
+        let mut trial = None;
         if !self.ways.reach.is_clear() {
             self.probe(now, key);
+            trial = self.pairs.get(key).and_then(|pair| self.ways.reach.trial(now, &pair.service));
         }
         let (ways, conns) = (&self.ways, &self.conns);
         let Some(pair) = self.pairs.get(key) else { return };
         pair.phase = Phase::Waiting;
         pair.picked = None;
         pair.attempts += 1;
+        pair.told = false;
+        if pair.attempts == 1 {
+            pair.service.sent();
+        }
         let apart = conns[pair.client.conn].apart;
-        let picked = pair.service.pick(&mut self.rng, |endpoint| ways.standing(conns, endpoint, apart, &pair.tried));
+        let standing = |endpoint: &Rc<EndpointLoad>| ways.standing(conns, endpoint, apart, &pair.tried);
+        let picked = match trial {
+            Some(endpoint) => Some(Picked::new(&endpoint)),
+            None => ways.reach.pick(now, &pair.service, &mut self.rng, standing),
+        };
         // An endpoint that refused it does not get it again: then there is no other one left.
         let again = picked.as_ref().is_some_and(|p| pair.tried.iter().any(|tried| Rc::ptr_eq(tried, p.endpoint())));
         match picked {
@@ -170,6 +184,9 @@ impl Splitter {
             }
             None => self.fail(now, key, Status::Unavailable, "the Service has no endpoint"),
             Some(_) => self.fail(now, key, Status::Unavailable, "no endpoint could be reached"),
+        }
+        while let Some(endpoint) = self.ways.reach.poll_left() {
+            self.retire_pools(now, &endpoint);
         }
     }
 
@@ -341,8 +358,16 @@ impl Splitter {
         true
     }
 
+    /// Whether the Service's budget for calls that are sent again allows one more.
+    pub(super) fn may_repeat(&mut self, now: Instant, key: PairKey) -> bool {
+        let allowed = self.pairs.get(key).is_some_and(|pair| pair.service.may_repeat(now));
+        self.stats.replays_denied += u64::from(!allowed);
+        allowed
+    }
+
     /// The client reset its stream: the endpoint learns it at once, with the same code.
     pub(super) fn client_reset(&mut self, now: Instant, key: PairKey, reason: Reason) {
+        self.call_given_up(now, key);
         self.end_pair(now, key, None, Some(reason));
     }
 
@@ -353,6 +378,7 @@ impl Splitter {
 
     /// The client's connection is gone.
     pub(super) fn cancel(&mut self, now: Instant, key: PairKey) {
+        self.call_given_up(now, key);
         self.end_pair(now, key, None, Some(Reason::CANCEL));
     }
 
@@ -393,8 +419,12 @@ impl Splitter {
         self.leave_pool(c);
         self.conns[c].retired = true;
         for (_, key) in above {
-            if !matches!(reason, Reason::NO_ERROR | Reason::ENHANCE_YOUR_CALM) || !self.replay(now, key, Replay::Again)
-            {
+            let replayed = match reason {
+                Reason::NO_ERROR => self.replay(now, key, Replay::Again),
+                Reason::ENHANCE_YOUR_CALM => self.may_repeat(now, key) && self.replay(now, key, Replay::Again),
+                _ => false,
+            };
+            if !replayed {
                 // It was not processed (RFC 9113 §8.7); the client may try again as it sees fit.
                 self.end_pair(now, key, Some(Reason::REFUSED_STREAM), None);
             }

@@ -9,6 +9,7 @@ use super::message::{self, Status};
 use super::pair::{Ending, Face, PairKey, Phase};
 use super::receive::{Fatal, Section};
 use super::request::Replay;
+use crate::balance::Outcome;
 
 impl Splitter {
     /// A header block on an endpoint's connection: an interim response, a response, or its trailers.
@@ -57,11 +58,16 @@ impl Splitter {
             pair.phase = Phase::Interim;
         } else {
             pair.phase = Phase::Answered;
+            pair.status = response.status;
             pair.endpoint.expected = expected;
             pair.endpoint.recv_ended = section.end_stream;
             pair.client.send_ended = section.end_stream;
         }
         self.conns[client_conn].write_headers(client_stream, section.end_stream, &self.list);
+        let failed = section.end_stream && self.call_answered(now, key, true).is_failure();
+        if !response.is_interim() && !failed {
+            self.answer_came(now, key);
+        }
         self.drop_replay(key);
         if section.end_stream {
             self.push(now, key, Face::Client);
@@ -77,6 +83,7 @@ impl Splitter {
             return self.stream_error(now, c, key, Reason::PROTOCOL_ERROR);
         }
         self.side(key, Face::Endpoint).recv_ended = true;
+        self.call_answered(now, key, true);
         let client = self.side(key, Face::Client);
         if client.pending().is_empty() {
             // The common case: nothing waits before the trailers, so they need not be kept.
@@ -106,7 +113,8 @@ impl Splitter {
         let refused = reason == Reason::REFUSED_STREAM && pair.phase < Phase::Interim;
         let elsewhere = refused
             && pair.picked.as_ref().is_some_and(|picked| pair.service.lists_another(&pair.tried, picked.endpoint()));
-        if !(elsewhere && self.replay(now, key, Replay::Elsewhere)) {
+        self.call_ended(now, key, Outcome::of_reset(reason.0));
+        if !(elsewhere && self.may_repeat(now, key) && self.replay(now, key, Replay::Elsewhere)) {
             self.end_pair(now, key, Some(reason), None);
         }
     }
@@ -137,6 +145,7 @@ impl Splitter {
         if whole {
             return self.response_is_whole(now, key, Reason::NO_ERROR);
         }
+        self.call_ended(now, key, Outcome::Error);
         self.fail(now, key, Status::Internal, "malformed response from the endpoint");
     }
 }

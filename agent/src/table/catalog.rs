@@ -238,11 +238,11 @@ impl Catalog {
         for &addr in addrs {
             let before = self.table.services.get(&addr);
             let service = match self.claims_on(addr).next().and_then(|claim| self.port(claim)) {
-                Some(Port { name, verdict: Verdict::Selected(policy, chosen), .. }) => {
+                Some(Port { name, verdict: Verdict::Selected(balancing, chosen), .. }) => {
                     let id = before.map_or(self.last_id + 1, |it| it.id);
                     let (name, endpoints) = (name.clone(), chosen.endpoints.clone());
-                    let (policy, scope, usable) = (*policy, chosen.scope, chosen.usable);
-                    Some(Arc::new(Service { id, addr, name, policy, endpoints, scope, usable }))
+                    let (balancing, scope, usable) = (*balancing, chosen.scope, chosen.usable);
+                    Some(Arc::new(Service { id, addr, name, balancing, endpoints, scope, usable }))
                 }
                 Some(Port { verdict: Verdict::LeftAlone(_), .. }) | None => None,
             };

@@ -22,6 +22,10 @@ use read::{namespace, null_is_default, optional_interned};
 pub const REDIRECT: &str = "sluice.dev/redirect";
 /// `sluice.dev/load-balancer` on a Service.
 pub const LOAD_BALANCER: &str = "sluice.dev/load-balancer";
+/// `sluice.dev/ejection` on a Service.
+pub const EJECTION: &str = "sluice.dev/ejection";
+/// `sluice.dev/slow-start` on a Service.
+pub const SLOW_START: &str = "sluice.dev/slow-start";
 /// The label by which an EndpointSlice belongs to a Service of its namespace.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -166,6 +170,8 @@ pub struct Labels {
 pub struct Annotations {
     pub redirect: Option<Arc<str>>,
     pub load_balancer: Option<Arc<str>>,
+    pub ejection: Option<Arc<str>>,
+    pub slow_start: Option<Arc<str>>,
     /// Keys under `sluice.dev/` that sluice does not know.
     pub unknown: Vec<Arc<str>>,
 }
@@ -186,6 +192,8 @@ impl<'de> Deserialize<'de> for Annotations {
                     match key.as_str() {
                         REDIRECT => kept.redirect = Some(map.next_value()?),
                         LOAD_BALANCER => kept.load_balancer = Some(map.next_value()?),
+                        EJECTION => kept.ejection = Some(map.next_value()?),
+                        SLOW_START => kept.slow_start = Some(map.next_value()?),
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             if key.starts_with("sluice.dev/") {

@@ -9,7 +9,7 @@ use super::endpoints::{self, Chosen, Here};
 use super::object::{EndpointSlice, InternalTrafficPolicy, Object, Service as Manifest};
 use super::problem::Problem;
 use super::select::{self, Reason, Word};
-use super::{Policy, ServicePortName};
+use super::{Balancing, ServicePortName, balancing};
 use crate::addr::ServiceAddr;
 
 /// All of one Service's ports, in the order of the manifest.
@@ -31,7 +31,7 @@ pub(super) struct Port {
 #[derive(Debug)]
 pub(super) enum Verdict {
     LeftAlone(Reason),
-    Selected(Policy, Chosen),
+    Selected(Balancing, Chosen),
 }
 
 impl Part {
@@ -45,7 +45,7 @@ impl Part {
         let mut part = Part::default();
         select::check_keys(&Object::Service(service.clone()), &mut part.problems);
         let word = Word::of(service, word_of_namespace, &mut part.problems);
-        let policy = select::policy(service, &mut part.problems);
+        let balancing = balancing::of(service, &mut part.problems);
         let local = service.spec.internal_traffic_policy == InternalTrafficPolicy::Local;
         for port in &service.spec.ports {
             let name = ServicePortName {
@@ -65,7 +65,7 @@ impl Part {
                 }
                 None => part.ports.extend(addrs.map(|addr| {
                     let chosen = endpoints::choose(slices, &port.name, addr.ip(), local, here);
-                    Port { name: name.clone(), addr: Some(addr), verdict: Verdict::Selected(policy, chosen) }
+                    Port { name: name.clone(), addr: Some(addr), verdict: Verdict::Selected(balancing, chosen) }
                 })),
             }
         }

@@ -4,13 +4,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::ServicePortName;
 use super::endpoints::Here;
 use super::object::{
-    Annotations, InternalTrafficPolicy, Key, LOAD_BALANCER, Object, Pod, Protocol, REDIRECT, Service, ServicePort,
-    ServiceType, SessionAffinity,
+    Annotations, EJECTION, InternalTrafficPolicy, Key, LOAD_BALANCER, Object, Pod, Protocol, REDIRECT, SLOW_START,
+    Service, ServicePort, ServiceType, SessionAffinity,
 };
 use super::problem::{Place, Problem};
-use super::{Policy, ServicePortName};
 use crate::addr::ServiceAddr;
 
 /// Why connections to a Service port are not redirected.
@@ -101,7 +101,6 @@ impl Reason {
 const REDIRECT_ON_SERVICE: &str =
     "write \"true\", \"false\" or names of the Service's ports with commas between, in quotes";
 const TRUE_OR_FALSE: &str = "write \"false\" or \"true\", in quotes";
-const LOAD_BALANCER_VALUES: &str = "write \"round-robin\" or \"least-request\"";
 
 /// The meaning of `sluice.dev/redirect`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,29 +199,6 @@ fn says_grpc(port: &ServicePort) -> bool {
     by_protocol || matches!(&*port.name, "grpc" | "h2c") || port.name.starts_with("grpc-")
 }
 
-/// How a Service wants its endpoints chosen.
-pub(super) fn policy(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Policy {
-    let place = || place(&Object::Service(service.clone()));
-    match service.metadata.annotations.load_balancer.as_deref() {
-        None => Policy::default(),
-        Some("round-robin") => Policy::RoundRobin,
-        Some("least-request") => Policy::LeastRequest,
-        Some("ewma") => {
-            problems.push(Problem {
-                place: place(),
-                field: annotation(LOAD_BALANCER),
-                message: "\"ewma\" is not available in this version; round-robin is used".to_owned(),
-                cure: LOAD_BALANCER_VALUES.to_owned(),
-            });
-            Policy::RoundRobin
-        }
-        Some(other) => {
-            problems.push(unreadable(place(), LOAD_BALANCER, other, LOAD_BALANCER_VALUES));
-            Policy::default()
-        }
-    }
-}
-
 /// Whether a Pod's own connections are to be left alone.
 pub(super) fn opts_out(pod: &Pod) -> bool {
     pod.metadata.annotations.redirect.as_deref().and_then(Redirect::read_without_ports) == Some(Redirect::Nothing)
@@ -244,13 +220,14 @@ pub(super) fn check(object: &Object, problems: &mut Vec<Problem>) {
         _ => {}
     }
     if matches!(object, Object::Namespace(_) | Object::Pod(_)) {
-        if object.metadata().annotations.load_balancer.is_some() {
-            problems.push(Problem {
+        let Annotations { load_balancer, ejection, slow_start, .. } = &object.metadata().annotations;
+        for (key, written) in [(LOAD_BALANCER, load_balancer), (EJECTION, ejection), (SLOW_START, slow_start)] {
+            problems.extend(written.is_some().then(|| Problem {
                 place: place(object),
-                field: annotation(LOAD_BALANCER),
+                field: annotation(key),
                 message: "has no effect here: a Service says how its endpoints are chosen".to_owned(),
                 cure: "write it on the Services instead".to_owned(),
-            });
+            }));
         }
         check_keys(object, problems);
     }
@@ -263,7 +240,7 @@ pub(super) fn check_keys(object: &Object, problems: &mut Vec<Problem>) {
         place: place(object),
         field: annotation(key),
         message: "sluice has no such annotation".to_owned(),
-        cure: format!("write {REDIRECT} or {LOAD_BALANCER}, or remove it"),
+        cure: format!("write {REDIRECT}, {LOAD_BALANCER}, {EJECTION} or {SLOW_START}, or remove it"),
     }));
 }
 
@@ -276,11 +253,11 @@ fn unreadable(place: Place, key: &str, value: &str, cure: &str) -> Problem {
     }
 }
 
-fn annotation(key: &str) -> String {
+pub(super) fn annotation(key: &str) -> String {
     format!("metadata.annotations[{key}]")
 }
 
-fn place(object: &Object) -> Place {
+pub(super) fn place(object: &Object) -> Place {
     let key: Key = object.key();
     Place::Object(key)
 }

@@ -205,11 +205,11 @@ fn a_misspelt_annotation_is_a_problem() {
 fn the_load_balancer_annotation_chooses_the_policy() {
     let policy = |value: &str| {
         let built = built(&cart(&format!("sluice.dev/load-balancer: '{value}'"), "", GRPC));
-        (built.table.services[&service_addr("10.96.0.10:50051")].policy, built.problems.len())
+        (built.table.services[&service_addr("10.96.0.10:50051")].balancing.policy, built.problems.len())
     };
     assert_eq!(policy("round-robin"), (Policy::RoundRobin, 0));
     assert_eq!(policy("least-request"), (Policy::LeastRequest, 0));
-    assert_eq!(policy("ewma"), (Policy::RoundRobin, 1));
+    assert_eq!(policy("ewma"), (Policy::Ewma, 0));
     assert_eq!(policy("random"), (Policy::default(), 1));
 }
 

@@ -90,7 +90,7 @@ impl Worker {
     }
 
     fn change_services(&mut self, changes: &[Change]) {
-        let concerned = self.services.apply(changes);
+        let concerned = self.services.apply(self.io.now, changes);
         if !concerned.endpoints && concerned.vanished.is_empty() {
             return;
         }

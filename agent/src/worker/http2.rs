@@ -9,7 +9,7 @@ use super::event_loop::{BUFFER, COME_OR_GO, Io, Kind, PodState, TURN, VISIT, Wor
 use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
-use crate::balance::{Change, ServiceLoad};
+use crate::balance::{Cause, Change, ServiceLoad};
 use crate::splitter::{ConnId, Effect, Splitter};
 use std::rc::Rc;
 
@@ -192,10 +192,18 @@ impl PodState {
         while let Some(change) = self.reach.poll_change() {
             let pod = &*self.name;
             match change {
-                Change::Ejected(endpoint) => {
+                Change::Ejected(endpoint, Cause::Unreachable) => {
                     tracing::warn!(pod, %endpoint, "an endpoint cannot be dialled from this pod; the others take its calls");
                 }
-                Change::Back(endpoint) => tracing::info!(pod, %endpoint, "an endpoint can be dialled again"),
+                Change::Back(endpoint, Cause::Unreachable) => {
+                    tracing::info!(pod, %endpoint, "an endpoint can be dialled again");
+                }
+                Change::Ejected(endpoint, Cause::Failing) => {
+                    tracing::warn!(pod, %endpoint, "an endpoint fails this pod's calls; the others take them");
+                }
+                Change::Back(endpoint, Cause::Failing) => {
+                    tracing::info!(pod, %endpoint, "an endpoint answers calls again")
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 
@@ -26,13 +27,13 @@ pub(super) struct Concerned {
 }
 
 impl Services {
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Concerned {
+    pub(super) fn apply(&mut self, now: Instant, changes: &[Change]) -> Concerned {
         let mut concerned = Concerned::default();
         for Change { addr, service } in changes {
             if let Some(load) = self.dialled.get(addr) {
                 match service {
                     Some(service) if service.name == load.service().name => {
-                        concerned.endpoints |= load.update(Arc::clone(service));
+                        concerned.endpoints |= load.update(now, Arc::clone(service));
                     }
                     Some(_) | None => concerned.vanished.extend(self.dialled.remove(addr)),
                 }
@@ -79,7 +80,7 @@ mod tests {
             id: 1,
             addr: addr(),
             name: ServicePortName { namespace: "shop".into(), service: name.into(), port: "".into() },
-            policy: Policy::RoundRobin,
+            balancing: Policy::RoundRobin.into(),
             endpoints: endpoints.iter().map(endpoint).collect(),
             scope: Scope::All,
             usable: 0,
@@ -88,7 +89,7 @@ mod tests {
     }
 
     fn concerns(services: &mut Services, changes: &[Change]) -> (bool, usize) {
-        let Concerned { vanished, endpoints } = services.apply(changes);
+        let Concerned { vanished, endpoints } = services.apply(Instant::now(), changes);
         (endpoints, vanished.len())
     }
 
@@ -96,26 +97,26 @@ mod tests {
     fn load_is_counted_for_what_was_dialled_only() {
         let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
         assert!(services.dial(addr(), rng).is_none(), "not listed");
-        services.apply(&listed("cart", &[]));
+        services.apply(Instant::now(), &listed("cart", &[]));
         assert!(services.dial(addr(), rng).is_none(), "without endpoints");
-        services.apply(&listed("cart", &[1, 2]));
+        services.apply(Instant::now(), &listed("cart", &[1, 2]));
         assert_eq!(services.dialled().count(), 0);
         let load = services.dial(addr(), rng).unwrap();
         assert_eq!(load.endpoints().len(), 2);
         assert!(Rc::ptr_eq(&load, &services.dial(addr(), rng).unwrap()), "all pods share it");
-        services.apply(&listed("cart", &[1, 2, 3]));
+        services.apply(Instant::now(), &listed("cart", &[1, 2, 3]));
         assert_eq!(load.endpoints().len(), 3, "it follows the changes");
     }
 
     #[test]
     fn splitters_are_told_only_when_an_endpoint_leaves_that_somebody_holds() {
         let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
-        services.apply(&listed("cart", &[1, 2]));
+        services.apply(Instant::now(), &listed("cart", &[1, 2]));
         assert_eq!(concerns(&mut services, &listed("cart", &[2])), (false, 0), "nobody has dialled it");
         let load = services.dial(addr(), rng).unwrap();
         assert_eq!(concerns(&mut services, &listed("cart", &[2, 3])), (false, 0), "a new one");
         assert_eq!(concerns(&mut services, &listed("cart", &[2])), (false, 0), "one without streams");
-        let held = load.pick(rng, |_| Standing::Good).unwrap();
+        let held = load.pick(Instant::now(), rng, |_| Standing::Good).unwrap();
         assert_eq!(concerns(&mut services, &listed("cart", &[4])), (true, 0));
         assert!(!held.endpoint().is_current());
     }
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn an_address_that_is_anothers_has_lost_its_service() {
         let (mut services, rng) = (Services::default(), &mut fastrand::Rng::with_seed(1));
-        services.apply(&listed("cart", &[1]));
+        services.apply(Instant::now(), &listed("cart", &[1]));
         let cart = services.dial(addr(), rng).unwrap();
         assert_eq!(concerns(&mut services, &listed("till", &[1])), (false, 1));
         assert!(!Rc::ptr_eq(&cart, &services.dial(addr(), rng).unwrap()));

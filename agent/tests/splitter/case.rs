@@ -136,7 +136,12 @@ impl<'a> Case<'a> {
         assert!(self.s.world.splitter.is_empty(), "connections without a peer: {:?}", self.s.world.splitter);
         let service = Rc::clone(&self.s.world.service);
         let rng = &mut self.s.world.rng;
-        let picked: Vec<_> = self.s.endpoints.iter().filter_map(|_| service.pick(rng, |_| Standing::Good)).collect();
+        let picked: Vec<_> = self
+            .s
+            .endpoints
+            .iter()
+            .filter_map(|_| service.pick(std::time::Instant::now(), rng, |_| Standing::Good))
+            .collect();
         assert!(picked.iter().all(|picked| picked.endpoint().open() == 1), "streams counted for ever: {picked:?}");
     }
 

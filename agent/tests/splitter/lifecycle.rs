@@ -152,7 +152,11 @@ fn a_whole_response_is_heard_in_full_even_if_the_endpoint_is_lost_right_after_it
         s.run();
         assert_eq!(client.got(), [heard(1, MORE, OK), bytes(1, MORE, b"en")]);
         // It is no load on the endpoint any more.
-        let next = s.world.service.pick(&mut s.world.rng, |_| sluice_agent::balance::Standing::Good).unwrap();
+        let next = s
+            .world
+            .service
+            .pick(std::time::Instant::now(), &mut s.world.rng, |_| sluice_agent::balance::Standing::Good)
+            .unwrap();
         assert_eq!(next.endpoint().open(), 1);
         client.grant(1, 100);
         s.run();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_agent::balance::Change;
+use sluice_agent::balance::{Cause, Change};
 use sluice_agent::splitter::Limits;
 use sluice_agent::table::{Endpoint, Service};
 
@@ -221,7 +221,10 @@ fn an_endpoint_that_comes_back_gets_its_even_share_after_one_probe() {
         assert_eq!(t.shares(), [(1, 100), (2, 100), (3, 100)]);
         t.all_were_served();
         let told: Vec<_> = std::iter::from_fn(|| t.s.world.reach.poll_change()).collect();
-        assert_eq!(told, [Change::Ejected(endpoint(2)), Change::Back(endpoint(2))]);
+        assert_eq!(
+            told,
+            [Change::Ejected(endpoint(2), Cause::Unreachable), Change::Back(endpoint(2), Cause::Unreachable)]
+        );
     }
 }
 
@@ -348,7 +351,7 @@ fn an_endpoint_that_left_while_it_was_ejected_is_fresh_when_another_pod_has_its_
     };
     listed.endpoints = listed.endpoints.iter().map(renamed).collect();
     t.s.world.accepted.entry(endpoint(2)).or_default();
-    t.s.world.service.update(Arc::new(listed));
+    t.s.world.service.update(std::time::Instant::now(), Arc::new(listed));
     t.s.world.splitter.handle_endpoints_changed(t.s.world.now);
     t.settle();
     assert!(t.ejected().is_empty());

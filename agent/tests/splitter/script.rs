@@ -133,7 +133,7 @@ impl Script {
         for addr in &self.endpoints {
             self.world.accepted.entry(*addr).or_default();
         }
-        self.world.service.update(service(&self.endpoints));
+        self.world.service.update(std::time::Instant::now(), service(&self.endpoints));
         self.world.splitter.handle_endpoints_changed(self.world.now);
         self.run();
     }

@@ -174,7 +174,7 @@ pub fn service(endpoints: &[EndpointAddr]) -> Arc<Service> {
         id: 1,
         addr: ServiceAddr::new(([10, 96, 0, 10], 50051).into()),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
-        policy: Policy::RoundRobin,
+        balancing: Policy::RoundRobin.into(),
         endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into() }).collect(),
         scope: Scope::All,
         usable: endpoints.len() as u32,

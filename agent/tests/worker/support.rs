@@ -150,7 +150,7 @@ pub(crate) fn listed(endpoints: &[SocketAddr]) -> Arc<[Change]> {
         id: 1,
         addr: service_addr(),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
-        policy: Policy::RoundRobin,
+        balancing: Policy::RoundRobin.into(),
         usable: endpoints.len() as u32,
         endpoints,
         scope: Scope::All,

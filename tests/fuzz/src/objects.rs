@@ -93,8 +93,9 @@ pub fn annotations(bytes: &[u8]) {
         Some(Word::Names(_)) | None => &[1],
     };
     assert_eq!(ports, expected, "redirect {redirect:?}, Namespace {namespace:?}");
-    let policy = if balancer.as_deref() == Some("least-request") { Policy::LeastRequest } else { Policy::RoundRobin };
-    assert!(catalog.table().services.values().all(|service| service.policy == policy), "{balancer:?}");
+    let named = balancer.as_deref().and_then(|value| Policy::ALL.into_iter().find(|it| it.name() == value.trim()));
+    let policy = named.unwrap_or_default();
+    assert!(catalog.table().services.values().all(|service| service.balancing.policy == policy), "{balancer:?}");
     catalog.problems().for_each(check_problem);
     let told = |key: &str, kind: &str| {
         catalog.problems().any(|problem| problem.field.contains(key) && problem.place.to_string().starts_with(kind))
@@ -105,7 +106,7 @@ pub fn annotations(bytes: &[u8]) {
     if namespace.as_deref().is_some_and(|value| whole(value).is_none()) {
         assert!(told("redirect", "Namespace"), "{namespace:?} is not understood, and nobody is told");
     }
-    let known = matches!(balancer.as_deref(), None | Some("round-robin" | "least-request"));
+    let known = balancer.is_none() || named.is_some();
     assert_eq!(!known, told("load-balancer", "Service"), "{balancer:?}");
 }
 

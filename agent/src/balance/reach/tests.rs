@@ -15,7 +15,7 @@ fn listing(id: u8, endpoints: &[(&str, &str)]) -> Arc<Service> {
         id: id.into(),
         addr: ServiceAddr::new(([10, 96, 0, id], 50051).into()),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
-        policy: Policy::RoundRobin,
+        balancing: Policy::RoundRobin.into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
         scope: Scope::All,
         usable: 0,
@@ -130,7 +130,7 @@ fn an_endpoint_that_left_is_forgotten_and_one_with_another_identity_at_its_addre
     let (service, reach, mut rng, now) = world();
     let old = Rc::clone(&service.endpoints()[0]);
     reach.failed(now, &old, &mut rng);
-    service.update(listing(1, &[("10.1.0.1:1", "c"), TWO[1]]));
+    service.update(Instant::now(), listing(1, &[("10.1.0.1:1", "c"), TWO[1]]));
     assert_eq!(reach.ejected(), []);
     reach.prune();
     assert!(reach.is_clear());
@@ -161,5 +161,8 @@ fn an_ejection_and_its_end_are_told_once_each() {
     reach.connected(endpoint);
     reach.connected(endpoint);
     let told: Vec<_> = std::iter::from_fn(|| reach.poll_change()).collect();
-    assert_eq!(told, [Change::Ejected(endpoint.addr()), Change::Back(endpoint.addr())]);
+    assert_eq!(
+        told,
+        [Change::Ejected(endpoint.addr(), Cause::Unreachable), Change::Back(endpoint.addr(), Cause::Unreachable)]
+    );
 }

@@ -168,7 +168,7 @@ fn from_scratch(objects: &BTreeMap<Key, Object>) -> (BTreeMap<ServiceAddr, Servi
             let (name, addr) = (port.name, port.addr);
             let reason = match (port.verdict, addr) {
                 (Verdict::LeftAlone(reason), _) => Some(reason),
-                (Verdict::Selected(policy, chosen), Some(addr)) => match table.get(&addr) {
+                (Verdict::Selected(balancing, chosen), Some(addr)) => match table.get(&addr) {
                     Some(Service { name: by, .. }) => {
                         problems.push(Problem {
                             place: Place::Object(object.key()),
@@ -185,7 +185,7 @@ fn from_scratch(objects: &BTreeMap<Key, Object>) -> (BTreeMap<ServiceAddr, Servi
                         let (endpoints, scope, usable) = (chosen.endpoints, chosen.scope, chosen.usable);
                         table.insert(
                             addr,
-                            Service { id: 0, addr, name: name.clone(), policy, endpoints, scope, usable },
+                            Service { id: 0, addr, name: name.clone(), balancing, endpoints, scope, usable },
                         );
                         reason
                     }

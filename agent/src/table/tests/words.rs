@@ -42,5 +42,5 @@ fn what_a_namespace_or_pod_cannot_say_is_a_problem_and_the_default_applies() {
 metadata: {name: shop, annotations: {sluice.dev/load-balancer: least-request}}\n";
     let built = built(&format!("{}{balanced}", cart("", "", GRPC)));
     assert!(problems(&built)[0].contains("has no effect"), "{:?}", problems(&built));
-    assert_eq!(built.table.services.values().next().unwrap().policy, Policy::RoundRobin);
+    assert_eq!(built.table.services.values().next().unwrap().balancing.policy, Policy::Ewma);
 }

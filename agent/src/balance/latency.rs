@@ -1,0 +1,115 @@
+//! How fast an endpoint answers. In: latencies, one by one, with the time. Out: a mean that one outlier does not move and
+//! that forgets by itself. It judges nobody: who is slow depends on the others.
+//!
+//! All is in doublings (the logarithm to base 2 of microseconds): calls of one Service differ by factors, and a pause of
+//! the machine is a thousand times a usual call. A mean of logarithms moves by a tenth for that, a mean by a hundredfold.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A sample's least weight: the mean is about the last thirty.
+const LEAST: f32 = 1.0 / 16.0;
+/// And its greatest: where samples are rare, each counts more, but never all.
+const MOST: f32 = 0.5;
+/// Fewer samples differ by chance as much as slow endpoints do from others.
+const ENOUGH: u32 = 24;
+/// What is this old counts for little.
+const MEMORY: Duration = Duration::from_secs(4);
+
+/// Of one endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Latency {
+    mean: Cell<f32>,
+    /// How far samples are from the mean, on average.
+    deviation: Cell<f32>,
+    samples: Cell<u32>,
+    last: Cell<Option<Instant>>,
+}
+
+impl Latency {
+    /// An answer took this long, in doublings.
+    pub(super) fn sample(&self, now: Instant, doublings: f32) {
+        let samples = self.samples.get();
+        self.samples.set(samples.saturating_add(1));
+        let idle = self.last.replace(Some(now)).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        if samples == 0 {
+            return self.mean.set(doublings);
+        }
+        // The first ones have equal weights.
+        let by_age = (idle.as_secs_f32() / MEMORY.as_secs_f32()).min(MOST);
+        let weight = (1.0 / (samples + 1) as f32).max(by_age).max(LEAST);
+        let away = doublings - self.mean.get();
+        self.mean.set(self.mean.get() + weight * away);
+        self.deviation.set(self.deviation.get() + weight * (away.abs() - self.deviation.get()));
+    }
+
+    /// None: too few samples to say.
+    pub(super) fn mean(&self) -> Option<f32> {
+        (self.samples.get() >= ENOUGH).then(|| self.mean.get())
+    }
+
+    pub(super) fn deviation(&self) -> f32 {
+        self.deviation.get()
+    }
+}
+
+/// Shorter than a microsecond counts as one.
+pub(super) fn doublings(latency: Duration) -> f32 {
+    (latency.as_secs_f32() * 1e6).max(1.0).log2()
+}
+
+/// The reverse.
+pub(super) fn duration(doublings: f32) -> Duration {
+    Duration::from_secs_f32(doublings.exp2() / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed(latencies: impl IntoIterator<Item = f32>, apart: Duration) -> Latency {
+        let (latency, begin) = (Latency::default(), Instant::now());
+        for (n, ms) in latencies.into_iter().enumerate() {
+            latency.sample(begin + apart * n as u32, doublings(Duration::from_secs_f32(ms / 1000.0)));
+        }
+        latency
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_duration_is_what_it_was() {
+        for ms in [1, 7, 900, 60_000] {
+            let back = duration(doublings(MS * ms)).as_secs_f32() * 1000.0;
+            assert!((back / ms as f32 - 1.0).abs() < 1e-3, "{ms} {back}");
+        }
+    }
+
+    #[test]
+    fn one_call_of_a_thousand_times_the_time_moves_the_mean_by_less_than_a_doubling() {
+        let before = fed([1.0; 100], MS).mean().unwrap();
+        let after = fed([1.0; 100].into_iter().chain([1000.0]), MS).mean().unwrap();
+        assert!((0.3..1.0).contains(&(after - before)), "{before} {after}");
+    }
+
+    #[test]
+    fn twenty_times_the_time_shows_within_ten_calls() {
+        let before = fed([1.0; 100], MS).mean().unwrap();
+        let after = fed([1.0; 100].into_iter().chain([20.0; 10]), MS).mean().unwrap();
+        assert!(after - before > 1.5, "{before} {after}");
+    }
+
+    #[test]
+    fn where_calls_are_rare_a_few_are_enough() {
+        let slow = fed([20.0; 40], Duration::from_secs(1)).mean().unwrap();
+        let well = fed([20.0; 40].into_iter().chain([1.0; 5]), Duration::from_secs(1)).mean().unwrap();
+        assert!(slow - well > 3.0, "{slow} {well}");
+    }
+
+    #[test]
+    fn the_deviation_tells_noise_from_none() {
+        assert!(fed([5.0; 100], MS).deviation() < 0.01);
+        let mixed = fed((0..400).map(|n| if n % 10 == 0 { 1000.0 } else { 1.0 }), MS);
+        assert!((1.0..3.0).contains(&mixed.deviation()), "{}", mixed.deviation());
+    }
+}

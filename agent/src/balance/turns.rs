@@ -1,0 +1,170 @@
+//! Whose turn it is. In: endpoints with what speaks against each, their weights and loads. Out: the next one.
+//!
+//! Endpoints stand in a ring, and each visit gives one as much of a turn as it has weight: a call goes to the next that
+//! has a whole turn. So equal endpoints get equal shares, call by call, whatever the policy. Under all policies but round
+//! robin an endpoint with more open calls than another drawn by chance lets that one go first; it is owed the turn, up to a
+//! bound, beyond which turns are lost: brief differences leave shares equal, and one that stays behind gets less.
+
+use std::rc::Rc;
+
+use super::{EndpointLoad, Standing};
+
+/// How many turns all endpoints of a Service together may be ahead or behind: one percent of ten thousand calls.
+const AHEAD: f32 = 128.0;
+/// Visits for one call before it goes to whoever is nearest to a turn.
+const VISITS: usize = 32;
+/// Turns taken in one visit by an endpoint that is owed some.
+const IN_A_ROW: u8 = 2;
+/// Tries to draw an endpoint by chance before all are looked at: most are good, nearly always.
+const DRAWS: usize = 4;
+
+/// Where the next turn is. Visits are of `start..start + len` in the ring.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    pub(super) start: usize,
+    at: usize,
+    /// The visit at `at` has begun, and so many calls were given.
+    given: Option<u8>,
+}
+
+impl Turns {
+    /// `at` by chance, so that many workers do not all begin at the same endpoint.
+    pub(super) fn beginning(start: usize, at: usize) -> Self {
+        Self { start, at, given: None }
+    }
+
+    fn advance(&mut self) {
+        self.at = self.at.wrapping_add(1);
+        self.given = None;
+    }
+
+    /// The endpoint for one more call, among `len` of them from `start` on. None is an answer only for an empty ring.
+    pub(super) fn next(
+        &mut self,
+        endpoints: &[Rc<EndpointLoad>],
+        len: usize,
+        rng: &mut fastrand::Rng,
+        by_load: bool,
+        weight: impl Fn(&EndpointLoad) -> f32,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> Option<usize> {
+        if len == 0 {
+            return None;
+        }
+        let ring = Ring { endpoints, start: self.start, len, ahead: (AHEAD / len as f32).max(2.0) };
+        let good = |i: usize| standing(&endpoints[i]) == Standing::Good;
+        let mut nearest: Option<(f32, usize)> = None;
+        for _ in 0..VISITS {
+            let i = ring.index(self.at);
+            let endpoint = &endpoints[i];
+            let given = match self.given {
+                Some(given) => given,
+                None => {
+                    let weight = weight(endpoint);
+                    let most = 1.0 + weight * ring.ahead;
+                    endpoint.credit.set((endpoint.credit.get() + weight).min(most));
+                    *self.given.insert(0)
+                }
+            };
+            let credit = endpoint.credit.get();
+            if credit >= 1.0 && given < IN_A_ROW {
+                if !good(i) {
+                    // It would be owed the turn only for the sake of this caller; others may go there. Chance takes its
+                    // place: the next one in turn would get twice its share, and callers in step would follow each other.
+                    endpoint.credit.set(credit - 1.0);
+                    self.advance();
+                    return Some(ring.by_chance(rng, weight, standing));
+                }
+                if by_load && let Some(rival) = ring.less_loaded(self.at, rng, &weight, good) {
+                    self.advance();
+                    return Some(rival);
+                }
+                endpoint.credit.set(credit - 1.0);
+                self.given = Some(given + 1);
+                if credit < 2.0 {
+                    self.advance();
+                }
+                return Some(i);
+            }
+            if nearest.is_none_or(|(most, _)| credit > most) && good(i) {
+                nearest = Some((credit, i));
+            }
+            self.advance();
+        }
+        let Some((credit, i)) = nearest else { return Some(ring.by_chance(rng, weight, standing)) };
+        endpoints[i].credit.set(credit - 1.0);
+        Some(i)
+    }
+}
+
+struct Ring<'a> {
+    endpoints: &'a [Rc<EndpointLoad>],
+    start: usize,
+    len: usize,
+    /// Turns that one may be ahead or behind.
+    ahead: f32,
+}
+
+impl Ring<'_> {
+    fn index(&self, at: usize) -> usize {
+        (self.start % self.endpoints.len() + at % self.len) % self.endpoints.len()
+    }
+
+    /// One by chance that has less to do than the one at `at`, whose turn it is. It pays for the turn, unless that one has
+    /// lost it.
+    fn less_loaded(
+        &self,
+        at: usize,
+        rng: &mut fastrand::Rng,
+        weight: impl Fn(&EndpointLoad) -> f32,
+        good: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        if self.len < 2 {
+            return None;
+        }
+        let rival = self.index(at % self.len + 1 + rng.usize(..self.len - 1));
+        let (endpoint, other) = (&self.endpoints[self.index(at)], &self.endpoints[rival]);
+        // One that gets fewer turns has fewer calls open, and is no better for that.
+        let (load, others) = ((endpoint.open() + 1) as f32 * weight(other), (other.open() + 1) as f32);
+        if load <= others || !good(rival) {
+            return None;
+        }
+        if endpoint.credit.get() < 1.0 + weight(endpoint) * self.ahead {
+            let pays = other.credit.get() - 1.0;
+            if pays < -self.ahead {
+                return None;
+            }
+            other.credit.set(pays);
+        }
+        Some(rival)
+    }
+
+    /// One by chance among those against which the least speaks, the slow ones less often.
+    fn by_chance(
+        &self,
+        rng: &mut fastrand::Rng,
+        weight: impl Fn(&EndpointLoad) -> f32,
+        standing: impl Fn(&Rc<EndpointLoad>) -> Standing,
+    ) -> usize {
+        for _ in 0..DRAWS {
+            let i = self.index(rng.usize(..self.len));
+            let endpoint = &self.endpoints[i];
+            if standing(endpoint) == Standing::Good && rng.f32() < weight(endpoint) {
+                return i;
+            }
+        }
+        let (mut chosen, mut least, mut equals) = (self.index(0), Standing::Tried, 0.0);
+        for i in (0..self.len).map(|at| self.index(at)) {
+            let (standing, weight) = (standing(&self.endpoints[i]), weight(&self.endpoints[i]));
+            if standing < least {
+                (chosen, least, equals) = (i, standing, weight);
+            } else if standing == least {
+                equals += weight;
+                if rng.f32() * equals < weight {
+                    chosen = i;
+                }
+            }
+        }
+        chosen
+    }
+}
