@@ -33,7 +33,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let (world, nodes) = (World::that_gives_up_after(GONE), Nodes::new());
+        Self::that_gives_up_after(GONE)
+    }
+
+    fn that_gives_up_after(gone: Duration) -> Self {
+        let (world, nodes) = (World::that_gives_up_after(gone), Nodes::new());
         let listener = nodes.in_pod(|| TcpListener::bind((POD, 0)).unwrap());
         let pod = world.enrol(listener, nodes.pod.try_clone().unwrap());
         Self { world, nodes, pod }
@@ -219,6 +223,55 @@ async fn the_streams_of_an_endpoint_that_is_gone_end_with_unavailable() {
     let response = within(call.response).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "14");
     assert!(response.into_body().is_end_stream(), "trailers only");
+}
+
+/// Answers every call on every connection at once.
+async fn answer_all(listener: TcpListener) {
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut server = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = server.accept().await {
+                let response = Response::builder().header("grpc-status", "0").body(()).unwrap();
+                respond.send_response(response, true).unwrap();
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_no_longer_answers_gets_no_new_calls_long_before_it_is_given_up() {
+    let scene = Scene::that_gives_up_after(Duration::from_secs(3600));
+    let far = scene.nodes.in_other(|| TcpListener::bind((OTHER, 0))).unwrap();
+    let near = scene.nodes.in_pod(|| TcpListener::bind((POD, 0))).unwrap();
+    scene.world.set_endpoints(&[far.local_addr().unwrap(), near.local_addr().unwrap()]);
+    let servers = [far, near].map(|listener| tokio::spawn(answer_all(listener)));
+    let (client, connection) = h2::client::handshake(tokio_stream(scene.client(true))).await.unwrap();
+    let _runs = run(connection);
+    let mut client = client.ready().await.unwrap();
+    let mut call = || {
+        let request =
+            Request::post("http://echo/x").header("te", "trailers").header("content-type", "application/grpc");
+        client.send_request(request.body(()).unwrap(), true).unwrap().0
+    };
+    for _ in 0..4 {
+        within(call()).await.unwrap();
+    }
+    scene.nodes.other_vanishes();
+    let mut caught: Vec<_> = (0..4).map(|_| call()).collect();
+    let ejected = || scene.world.pod_report().ejected.len();
+    tokio::task::block_in_place(|| eventually(|| ejected() == 1));
+    for _ in 0..20 {
+        within(call()).await.unwrap();
+    }
+    let mut waiting = 0;
+    for call in &mut caught {
+        waiting += usize::from(futures_util::poll!(call).is_pending());
+    }
+    assert_eq!(waiting, 2, "half of those that came before it was noticed");
+    drop(servers);
 }
 
 #[tokio::test]

@@ -419,7 +419,8 @@ fn of_all_rules_ours_serves_best_when_one_endpoint_is_slow_and_as_well_as_any_wh
         }
         sim
     };
-    let scenes: [(&str, &dyn Fn(Rule, u64) -> Sim); 3] =
+    type Play<'a> = &'a dyn Fn(Rule, u64) -> Sim;
+    let scenes: [(&str, Play<'_>); 3] =
         [("equal", &equal), ("slow", &|rule, seed| one_slow(rule, seed, true)), ("bursts", &bursts)];
     for (scene, play) in scenes {
         let p99 = |rule| (1..=3).map(|seed| play(rule, seed).percentile(0, 99.0)).sum::<f64>() / 3.0;

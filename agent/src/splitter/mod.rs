@@ -226,6 +226,19 @@ impl Splitter {
         }
     }
 
+    /// The endpoint's host has left the last tries to reach it unanswered: it gets no new request until a dial succeeds. What
+    /// it has goes on, should it come back.
+    pub fn handle_stalled(&mut self, now: Instant, conn: ConnId) {
+        let Some(c) = self.conns.slot(conn) else { return };
+        if let Role::Endpoint(endpoint) = &self.conns[c].role
+            && self.conns[c].state == State::Open
+            && !self.conns[c].retired
+        {
+            self.ways.reach.failed(now, endpoint, &mut self.rng);
+            self.retire(now, c);
+        }
+    }
+
     /// Endpoints of some Service changed (`ServiceLoad::update` was called): connections to those gone take no new stream.
     pub fn handle_endpoints_changed(&mut self, now: Instant) {
         for id in self.conns.ids() {

@@ -63,6 +63,7 @@ pub(super) struct Worker {
     pub(super) accept_warned: bool,
     /// When `sweep` looked last.
     pub(super) swept: Instant,
+    pub(super) looked_for_stalls: Instant,
     pub(super) io: Io,
 }
 
@@ -156,6 +157,7 @@ impl Worker {
             draining: None,
             accept_warned: false,
             swept: io.now,
+            looked_for_stalls: io.now,
             io,
         })
     }
@@ -183,6 +185,7 @@ impl Worker {
             }
             self.fire_timers();
             self.sweep();
+            self.look_for_stalls();
             self.visit_pods();
             self.drain_on();
         }

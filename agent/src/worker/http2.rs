@@ -24,8 +24,12 @@ const WRITTEN: usize = 16;
 
 /// A connection that the pod's splitter knows.
 pub(super) struct Link {
-    id: ConnId,
+    pub(super) id: ConnId,
     phase: Phase,
+    /// We dialled it.
+    pub(super) to_endpoint: bool,
+    /// The splitter was told that the peer does not answer.
+    pub(super) stalled: bool,
     /// Ended by the peer.
     ended: bool,
     /// Most bytes that its next turn reads.
@@ -48,6 +52,12 @@ enum Phase {
     Lingering,
 }
 
+impl Link {
+    fn new(id: ConnId, phase: Phase) -> Self {
+        Self { id, phase, to_endpoint: phase == Phase::Connecting, stalled: false, ended: false, appetite: SMALL_TURN }
+    }
+}
+
 impl Worker {
     /// What was detected to speak HTTP/2 becomes the splitter's, with all that it has sent so far.
     pub(super) fn adopt(&mut self, key: Key, service: &Rc<ServiceLoad>, bytes: &[u8]) {
@@ -62,7 +72,7 @@ impl Worker {
         if let Some(draining) = &self.draining {
             splitter.drain(io.now, None, draining.until);
         }
-        conn.kind = Kind::Http2(Link { id, phase: Phase::Open, ended: false, appetite: SMALL_TURN });
+        conn.kind = Kind::Http2(Link::new(id, Phase::Open));
         let pod_key = conn.pod;
         remember(pod, id, key);
         io.turns.wake(pod_key);
@@ -226,7 +236,7 @@ impl Io {
     }
 
     fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
-        let link = Link { id, phase: Phase::Connecting, ended: false, appetite: SMALL_TURN };
+        let link = Link::new(id, Phase::Connecting);
         let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), self.settings.gone_after) {
             Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
             Err(error) => {

@@ -12,6 +12,12 @@ use super::event_loop::{Conn, Kind, Worker};
 
 /// Fewer lost packets in a row than this prove nothing.
 const TRIES: u32 = 3;
+/// An endpoint gets no new calls after so many tries without an answer, the second of which the kernel makes 0.6 s after the
+/// first packet; it may still come back, and the calls that it has wait on.
+const STALLED_TRIES: u32 = 2;
+/// And after so long without a word from it.
+const STALLED_AFTER: Duration = Duration::from_millis(500);
+const LOOK_FOR_STALLS: Duration = Duration::from_millis(200);
 /// Keepalive probes that go unanswered before an idle connection breaks.
 const IDLE_TRIES: u32 = 3;
 /// TCP_RTO_MAX_MS, which the libc crate does not name.
@@ -56,6 +62,17 @@ impl Life {
         self.owed && account(socket).is_ok_and(|account| self.judge(&account, now, gone_after))
     }
 
+    /// Whether the peer has lately left tries unanswered.
+    pub(super) fn is_stalled(&mut self, socket: &impl AsFd) -> bool {
+        if !self.owed {
+            return false;
+        }
+        account(socket).is_ok_and(|account| {
+            self.owed = account.owed;
+            account.owed && account.unanswered >= STALLED_TRIES && account.heard >= STALLED_AFTER
+        })
+    }
+
     fn judge(&mut self, account: &Account, now: Instant, gone_after: Duration) -> bool {
         self.owed = account.owed;
         if !account.owed || account.unanswered == 0 {
@@ -89,7 +106,35 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Lets splitters know of endpoints that do not answer. Costs one system call for each of their sockets that waits for an
+    /// ACK.
+    pub(super) fn look_for_stalls(&mut self) {
+        let now = self.io.now;
+        if now.duration_since(self.looked_for_stalls) < LOOK_FOR_STALLS {
+            return;
+        }
+        self.looked_for_stalls = now;
+        for key in self.io.conns.keys_mut(Conn::has_stalled) {
+            let Some(conn) = self.io.conns.get_mut(key) else { continue };
+            let (pod_key, Kind::Http2(link)) = (conn.pod, &mut conn.kind) else { continue };
+            link.stalled = true;
+            if let Some(splitter) = self.pods.get_mut(pod_key).and_then(|pod| pod.splitter.as_mut()) {
+                splitter.handle_stalled(now, link.id);
+                self.io.turns.wake(pod_key);
+            }
+        }
+    }
+}
+
 impl Conn {
+    fn has_stalled(&mut self) -> bool {
+        match &self.kind {
+            Kind::Http2(link) if link.to_endpoint && !link.stalled => self.socket.has_stalled(),
+            Kind::Http2(_) | Kind::Relay(_) => false,
+        }
+    }
+
     fn lost_its_peer(&mut self, now: Instant, gone_after: Duration) -> bool {
         let endpoint = match &mut self.kind {
             Kind::Http2(_) => false,

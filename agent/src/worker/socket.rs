@@ -141,6 +141,11 @@ impl Socket {
         !self.connecting && self.life.is_gone(&self.stream, now, gone_after)
     }
 
+    /// Whether its peer has left the last tries unanswered.
+    pub(super) fn has_stalled(&mut self) -> bool {
+        !self.connecting && self.life.is_stalled(&self.stream)
+    }
+
     /// Ends our sending direction. A socket that is already broken says so at the next read.
     pub(super) fn end(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);

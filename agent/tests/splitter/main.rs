@@ -18,6 +18,7 @@ mod limits;
 mod memory;
 mod model;
 mod oracle;
+mod outcomes;
 mod reach;
 mod script;
 mod settings;

@@ -99,7 +99,7 @@ impl Script {
 
     /// The next connection to any endpoint, which has said nothing, and which one it is.
     pub fn accept_any(&mut self) -> Option<(u8, Peer)> {
-        (1..=9).find_map(|n| Some((n, self.accept(n)?)))
+        (1..=u8::MAX).find_map(|n| Some((n, self.accept(n)?)))
     }
 
     /// The next connection to any endpoint, which then sends its SETTINGS.
