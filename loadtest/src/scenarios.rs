@@ -1,0 +1,105 @@
+//! `loadtest scenarios`: the same load through several addresses of the same servers, while one of them is slow, fails,
+//! vanishes, flaps, or all are replaced. Out: tables, one JSON and one HTML file. What a scenario is stands in `plan`, how
+//! it is carried out in `drive`, and what its figures mean in `measure`.
+
+mod control;
+mod drive;
+mod measure;
+mod page;
+mod plan;
+mod record;
+pub mod report;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::args::{Named, ScenariosArgs};
+use crate::report::{print_table, write, write_json};
+use control::Server;
+use drive::Common;
+use plan::Plan;
+pub use plan::{Scenario, Words};
+use report::{Report, ScenarioReport};
+
+/// The command.
+pub(crate) async fn main(args: ScenariosArgs) -> anyhow::Result<ExitCode> {
+    let scenarios = chosen(&args);
+    if let Err(error) = check(&args, &scenarios) {
+        eprintln!("error: {error:#}");
+        return Ok(ExitCode::from(2));
+    }
+    let report = run(&args, &scenarios).await?;
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &page::page(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Those of `--only`, in their own order and each once; without it all that can be had.
+fn chosen(args: &ScenariosArgs) -> Vec<Scenario> {
+    if args.only.is_empty() {
+        let hooks = |scenario: &Scenario| *scenario != Scenario::RollOut || !args.hook.is_empty();
+        return Scenario::ALL.into_iter().filter(hooks).collect();
+    }
+    let mut chosen: Vec<_> = args.only.iter().flat_map(|words| words.0.clone()).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen
+}
+
+/// What the parser cannot see: that all fits together.
+fn check(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<()> {
+    for (i, via) in args.via.iter().enumerate() {
+        let is_new = args.via[..i].iter().all(|other| other.name != via.name);
+        ensure!(is_new, "--via {} is given twice; choose another name for one of them", via.name);
+    }
+    for hook in &args.hook {
+        let roll_out = Scenario::RollOut.name();
+        ensure!(hook.name == roll_out, "--hook {}: only {roll_out} has a hook; write --hook {roll_out}=CMD", hook.name);
+    }
+    let has_hook = !args.hook.is_empty();
+    ensure!(
+        has_hook || !scenarios.contains(&Scenario::RollOut),
+        "roll-out needs a command that replaces one endpoint: give --hook roll-out=CMD"
+    );
+    Ok(())
+}
+
+/// Each scenario through each address.
+async fn run(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<Report> {
+    let mut servers = Vec::new();
+    for control in &args.control {
+        servers.push(Server::meet(control).await?);
+    }
+    let hook = args.hook.first().map(|hook| hook.value.clone());
+    let common = Common { connections: args.connections, timeout: args.timeout, hook };
+    let length = Duration::from_secs(args.seconds);
+    let mut report = Report {
+        seconds: length.as_secs_f64(),
+        connections: args.connections,
+        timeout_ms: args.timeout.as_millis() as u64,
+        scenarios: Vec::new(),
+    };
+    for &scenario in scenarios {
+        let plan = Plan::new(scenario, length, args.rate, control::fleet(&servers));
+        let mut runs = Vec::new();
+        for Named { name, value: target } in &args.via {
+            eprintln!("{scenario} via {name}: {} s", args.seconds);
+            let driven = drive::drive(&plan, target, &common, &mut servers).await;
+            let recording = driven.with_context(|| format!("{scenario} via {name}"))?;
+            runs.push(measure::measure(name, target, &plan, &recording, servers.len()));
+        }
+        let bucket_ms = measure::bucket(length).as_millis() as u64;
+        let (name, about, rate) = (scenario.name(), scenario.about(), plan.calls.rate);
+        let scenario = ScenarioReport { name, about, rate, bucket_ms, runs };
+        print_table(&table::table(&scenario), args.json.as_deref());
+        report.scenarios.push(scenario);
+    }
+    Ok(report)
+}
