@@ -88,6 +88,9 @@ answered calls. A call that nobody answered while it was bad counts as its own.
   bursts                 for the first 200 ms of each second the load is five times as high
   streams                nine of ten open calls are streams of up to 30 s with a message a second
 
+--hook before=CMD runs ahead of each run, with $SLUICE_SCENARIO and $SLUICE_VIA: it may start a proxy afresh, which then
+remembers nothing of the run before.
+
 Examples:
   loadtest scenarios --via kube-proxy=10.96.0.11:50051 --via sluice=10.96.0.10:50051 \\
       --control 10.1.0.3:50052,10.1.0.4:50052 --only slow,failing --seconds 10 --html report.html";
@@ -255,7 +258,7 @@ pub struct ScenariosArgs {
     /// Deadline of each call
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = positive_duration)]
     pub timeout: Duration,
-    /// Shell command that a scenario runs at its moments
+    /// Shell command: roll-out, which replaces an endpoint, or before, which runs ahead of each run
     #[arg(long, value_name = "NAME=CMD", value_parser = named_command)]
     pub hook: Vec<Named>,
     /// Write the report as JSON to this file; -: to stdout, and the tables to stderr

@@ -66,6 +66,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .card h2{overflow-wrap:anywhere}.card p{margin:0 0 .6rem;font-size:.85rem}
 dl{display:grid;grid-template-columns:1fr auto;gap:.15rem 1rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
+.scroll+.legend{margin-top:1rem}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;padding:0;margin:0 0 .75rem;font-size:.9rem}
 .legend li::before{content:"";display:inline-block;width:.8em;height:.8em;border-radius:2px;background:var(--run);margin-right:.45em}
 svg{display:block;width:100%;overflow:visible}
@@ -73,7 +74,7 @@ svg text{fill:var(--ink);font-size:13px;font-family:inherit;font-variant-numeric
 svg .soft{fill:var(--soft);font-size:12px}
 .halo{paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .bar{fill:var(--run)}.track{fill:var(--line);opacity:.45}.even{stroke:var(--ink);stroke-dasharray:4 4;opacity:.65}
-.band{fill:var(--ink);opacity:.08}.small{font-weight:600;font-size:.9rem;margin:1.1rem 0 .4rem}
+.band{fill:var(--ink);opacity:.08}.small{font-weight:600;font-size:.9rem;margin:1.4rem 0 1.1rem}
 .grid{stroke:var(--line)}.curve{fill:none;stroke:var(--run);stroke-width:2.5;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 .thin{stroke-width:1.6}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}

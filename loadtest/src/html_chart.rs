@@ -150,8 +150,13 @@ pub(crate) fn lines(label: &str, scale: &Scale, lines: &[Line], seconds: f64, ba
         let (x, width) = (from * 100.0, (to - from) * 100.0);
         let _ = write!(chart, r#"<rect class="band" x="{x:.2}%" width="{width:.2}%" y="0" height="{OVER_TIME}"/>"#);
     }
+    let mut last = f64::MAX;
     for (level, text) in levels {
         let y = up(level);
+        if last - y < LABEL as f64 {
+            continue;
+        }
+        last = y;
         let _ = write!(chart, r#"<line class="grid" x1="0" x2="100%" y1="{y:.1}" y2="{y:.1}"/>"#);
         let _ = write!(labels, r#"<text class="soft halo" y="{:.1}">{text}</text>"#, y - 4.0);
     }

@@ -24,6 +24,10 @@ use plan::Plan;
 pub use plan::{Scenario, Words};
 use report::{Report, ScenarioReport};
 
+/// The hooks: ahead of each run, and in the scenario of that name.
+const BEFORE: &str = "before";
+const ROLL_OUT: &str = "roll-out";
+
 /// The command.
 pub(crate) async fn main(args: ScenariosArgs) -> anyhow::Result<ExitCode> {
     let scenarios = chosen(&args);
@@ -41,11 +45,16 @@ pub(crate) async fn main(args: ScenariosArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The hook's command.
+fn hook<'a>(args: &'a ScenariosArgs, name: &str) -> Option<&'a str> {
+    args.hook.iter().find(|hook| hook.name == name).map(|hook| &*hook.value)
+}
+
 /// Those of `--only`, in their own order and each once; without it all that can be had.
 fn chosen(args: &ScenariosArgs) -> Vec<Scenario> {
     if args.only.is_empty() {
-        let hooks = |scenario: &Scenario| *scenario != Scenario::RollOut || !args.hook.is_empty();
-        return Scenario::ALL.into_iter().filter(hooks).collect();
+        let can_run = |scenario: &Scenario| *scenario != Scenario::RollOut || hook(args, ROLL_OUT).is_some();
+        return Scenario::ALL.into_iter().filter(can_run).collect();
     }
     let mut chosen: Vec<_> = args.only.iter().flat_map(|words| words.0.clone()).collect();
     chosen.sort_unstable();
@@ -59,14 +68,14 @@ fn check(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<()> {
         let is_new = args.via[..i].iter().all(|other| other.name != via.name);
         ensure!(is_new, "--via {} is given twice; choose another name for one of them", via.name);
     }
-    for hook in &args.hook {
-        let roll_out = Scenario::RollOut.name();
-        ensure!(hook.name == roll_out, "--hook {}: only {roll_out} has a hook; write --hook {roll_out}=CMD", hook.name);
+    for (i, hook) in args.hook.iter().enumerate() {
+        let (name, is_new) = (&hook.name, args.hook[..i].iter().all(|other| other.name != hook.name));
+        ensure!([BEFORE, ROLL_OUT].contains(&&**name), "there is no --hook {name}; write {BEFORE} or {ROLL_OUT}");
+        ensure!(is_new, "--hook {name} is given twice; join the commands with \"&&\"");
     }
-    let has_hook = !args.hook.is_empty();
     ensure!(
-        has_hook || !scenarios.contains(&Scenario::RollOut),
-        "roll-out needs a command that replaces one endpoint: give --hook roll-out=CMD"
+        hook(args, ROLL_OUT).is_some() || !scenarios.contains(&Scenario::RollOut),
+        "{ROLL_OUT} needs a command that replaces one endpoint: give --hook {ROLL_OUT}=CMD"
     );
     Ok(())
 }
@@ -77,8 +86,8 @@ async fn run(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<Rep
     for control in &args.control {
         servers.push(Server::meet(control).await?);
     }
-    let hook = args.hook.first().map(|hook| hook.value.clone());
-    let common = Common { connections: args.connections, timeout: args.timeout, hook };
+    let roll_out = hook(args, ROLL_OUT).map(str::to_owned);
+    let common = Common { connections: args.connections, timeout: args.timeout, roll_out };
     let length = Duration::from_secs(args.seconds);
     let mut report = Report {
         seconds: length.as_secs_f64(),
@@ -91,6 +100,9 @@ async fn run(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<Rep
         let mut runs = Vec::new();
         for Named { name, value: target } in &args.via {
             eprintln!("{scenario} via {name}: {} s", args.seconds);
+            if let Some(command) = hook(args, BEFORE) {
+                drive::shell(command, &[("SLUICE_SCENARIO", scenario.name()), ("SLUICE_VIA", name)]).await?;
+            }
             let driven = drive::drive(&plan, target, &common, &mut servers).await;
             let recording = driven.with_context(|| format!("{scenario} via {name}"))?;
             runs.push(measure::measure(name, target, &plan, &recording, servers.len()));

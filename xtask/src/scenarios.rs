@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use testbed::{Node, ServiceSpec};
 
@@ -13,8 +13,10 @@ use crate::scene;
 
 mod endpoints;
 mod envoy;
+mod hooks;
 
-use endpoints::Endpoints;
+use endpoints::{Endpoints, Server};
+use hooks::Hooks;
 
 const ENDPOINTS: usize = 5;
 const PORT: u16 = 50051;
@@ -32,7 +34,7 @@ pub(crate) struct Options {
         long,
         value_name = "NAME,…",
         value_delimiter = ',',
-        default_value = "kube-proxy,ewma,least-request,round-robin,envoy"
+        default_value = "kube-proxy,ewma,least-request,round-robin,envoy,envoy-ejecting"
     )]
     via: Vec<Via>,
     /// Calls per second in the mean [default: 60 % of what the pods can do]
@@ -66,8 +68,10 @@ enum Via {
     Ewma,
     LeastRequest,
     RoundRobin,
-    /// Envoy as a sidecar: LEAST_REQUEST, outlier detection with its defaults, one thread
+    /// Envoy as a sidecar: LEAST_REQUEST, outlier detection with its defaults (which eject no pod of five), one thread
     Envoy,
+    /// The same, but half of the pods may be ejected
+    EnvoyEjecting,
 }
 
 impl Via {
@@ -83,15 +87,20 @@ impl Via {
             Self::Ewma | Self::LeastRequest | Self::RoundRobin => {
                 Some(spec.annotation("sluice.dev/load-balancer", &self.name()))
             }
-            Self::Envoy => None,
+            Self::Envoy | Self::EnvoyEjecting => None,
         }
+    }
+
+    /// Where Envoy listens for it.
+    fn listener(self) -> &'static str {
+        if self == Self::EnvoyEjecting { envoy::EJECTING } else { envoy::DEFAULTS }
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     host::need_root("scenarios")?;
     host::need_tools(&[("ip", "iproute2"), ("nft", "nftables")])?;
-    let with_envoy = options.via.contains(&Via::Envoy);
+    let with_envoy = options.via.iter().any(|via| via.service().is_none());
     let envoy_program = if with_envoy { envoy::install()? } else { None };
     let programs = host::programs(options.programs.as_deref(), &["sluice-agent", "loadtest"])?;
     let loadtest = programs.join("loadtest");
@@ -99,36 +108,52 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     step(&format!("making a node with {ENDPOINTS} endpoint pods and a client pod"));
     let node = Node::new()?;
     let client = node.pod("client")?;
-    let mut services = Vec::new();
+    let (mut services, mut vias) = (Vec::new(), Vec::new());
     for via in &options.via {
-        if let Some(spec) = via.service() {
-            services.push((via.name(), node.service(spec)?));
-        }
+        let address = match via.service() {
+            Some(spec) => {
+                let service = node.service(spec)?;
+                let address = service.address4().to_string();
+                services.push(service);
+                address
+            }
+            None if envoy_program.is_none() => continue,
+            None => via.listener().to_owned(),
+        };
+        vias.push(format!("{}={address}", via.name()));
     }
-    let mut vias: Vec<String> =
-        services.iter().map(|(name, service)| format!("{name}={}", service.address4())).collect();
-    let services = services.into_iter().map(|(_, service)| service).collect();
     let clusters = envoy_program.is_some().then(|| node.folder().join("envoy-endpoints.json"));
-    let server =
-        endpoints::Server { program: loadtest.clone(), slots: options.slots, time: options.service_time.clone() };
-    let mut endpoints = Endpoints::start(&node, services, clusters, server, ENDPOINTS)?;
-    let controls = endpoints.controls();
+    let server = Server { program: loadtest.clone(), slots: options.slots, time: options.service_time.clone() };
+    let mut endpoints = Endpoints::start(&node, services, clusters.clone(), server, ENDPOINTS)?;
 
+    // Each run meets a peer that remembers nothing of the run before.
+    let start_agent = || {
+        let agent = node.agent().binary(programs.join("sluice-agent"));
+        options.agent_arg.iter().fold(agent, |agent, arg| agent.arg(arg)).start()
+    };
+    let start_envoy = || match (&envoy_program, &clusters) {
+        (Some(program), Some(clusters)) => envoy::start(&node, &client, program, clusters).map(Some),
+        _ => Ok(None),
+    };
     step("starting the agent");
-    let agent =
-        options.agent_arg.iter().fold(node.agent().binary(programs.join("sluice-agent")), |it, arg| it.arg(arg));
-    let mut agent = agent.start()?;
-    let _envoy = match (&envoy_program, endpoints.clusters()) {
-        (Some(program), Some(clusters)) => {
-            vias.push(format!("{}={}", Via::Envoy.name(), envoy::LISTENER));
-            Some(envoy::start(&node, &client, program, clusters)?)
+    let mut agent = Some(start_agent()?);
+    let mut envoy = None;
+    let mut renew = |via: &str| -> Result<()> {
+        if via.starts_with("envoy") {
+            drop(envoy.take());
+            envoy = start_envoy()?;
+        } else if via != Via::KubeProxy.name() {
+            drop(agent.take());
+            agent = Some(start_agent()?);
         }
-        _ => None,
+        Ok(())
     };
 
-    let command = endpoints::hook(node.folder());
-    let mut launch = client.command(&loadtest).arg("scenarios").args(["--control", &controls.join(",")]);
-    launch = launch.args(["--seconds", &options.seconds.to_string(), "--hook", &format!("roll-out={command}")]);
+    let hooks = Hooks::new(node.folder());
+    let mut launch = client.command(&loadtest).arg("scenarios").args(["--control", &endpoints.controls().join(",")]);
+    launch = launch.args(["--seconds", &options.seconds.to_string()]);
+    launch = launch.args(["--hook", &format!("before={}", hooks.command("renew $SLUICE_VIA"))]);
+    launch = launch.args(["--hook", &format!("roll-out={}", hooks.command("replace"))]);
     for via in &vias {
         launch = launch.args(["--via", via]);
     }
@@ -144,13 +169,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     let mut process = launch.spawn()?;
-    endpoints
-        .serve(node.folder(), || Ok(process.try_wait()?.is_some()))
-        .context("an endpoint could not be replaced")?;
+    hooks.serve(
+        || Ok(process.try_wait()?.is_some()),
+        |words| match words.split_once(' ') {
+            Some((_, via)) => renew(via).map(|()| String::new()),
+            None => endpoints.replace().map(|()| endpoints.controls().join("\n")),
+        },
+    )?;
     let status = process.wait()?;
     if !status.success() {
         let report = host::target().join("scenarios");
-        scene::report_folder(&report).and_then(|()| scene::keep_agent(&mut agent, &report))?;
+        scene::report_folder(&report)?;
+        if let Some(agent) = &mut agent {
+            scene::keep_agent(agent, &report)?;
+        }
         bail!("loadtest scenarios: {status}; what the agent said is in {}", report.display());
     }
     Ok(ExitCode::SUCCESS)

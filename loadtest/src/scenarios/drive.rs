@@ -29,8 +29,8 @@ const SIZE: u32 = 32;
 pub(crate) struct Common {
     pub(crate) connections: usize,
     pub(crate) timeout: Duration,
-    /// For `sh -c`, at each of the plan's hooks.
-    pub(crate) hook: Option<String>,
+    /// Replaces one endpoint; for `sh -c`.
+    pub(crate) roll_out: Option<String>,
 }
 
 /// Carries out the plan. `servers` are those behind the target; a hook may have replaced them when this returns.
@@ -164,7 +164,8 @@ async fn enact(
                 }
             }
             Step::Hook(number) => {
-                let said = hook(common.hook.as_deref().unwrap_or("true"), *number).await?;
+                let Some(command) = &common.roll_out else { continue };
+                let said = shell(command, &[("SLUICE_STEP", &number.to_string())]).await?;
                 locked(recorder).recording.hooks.push(begin.elapsed());
                 if !said.is_empty() {
                     *servers = Vec::new();
@@ -187,11 +188,11 @@ fn choose(servers: &[Server], recorder: &Recorder) -> anyhow::Result<Server> {
     )
 }
 
-/// Runs the command with $SLUICE_STEP; the words it prints are the control addresses from now on.
-async fn hook(command: &str, step: u32) -> anyhow::Result<Vec<String>> {
+/// Runs a hook's command to its end. Gives the words that it prints: of `roll-out`, the control addresses from now on.
+pub(crate) async fn shell(command: &str, variables: &[(&str, &str)]) -> anyhow::Result<Vec<String>> {
     let run = Command::new("sh")
         .args(["-c", command])
-        .env("SLUICE_STEP", step.to_string())
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .kill_on_drop(true)

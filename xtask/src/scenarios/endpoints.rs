@@ -1,10 +1,9 @@
 //! The pods behind all addresses of the scenarios, kept in step: in, Services and Envoy's file of endpoints; out, pods with
-//! `loadtest server`, and one replaced by a new one whenever the hook's command asks for it.
+//! `loadtest server`, of which one can be replaced by a new one.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,14 +15,8 @@ use super::PORT;
 const CONTROL: u16 = 50052;
 /// How long a server may take until it listens.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
-/// Files in the folder that the hook's command and this program share.
-const ASKED: &str = "asked";
-const ANSWER: &str = "answer";
 /// Number of the signal on every Linux.
 const SIGTERM: i32 = 15;
-/// How often it is looked whether the command asks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-
 /// What runs in each pod.
 pub(super) struct Server {
     pub(super) program: PathBuf,
@@ -55,11 +48,6 @@ impl<'a> Endpoints<'a> {
         Ok(endpoints)
     }
 
-    /// Where Envoy reads its endpoints, if it is there.
-    pub(super) fn clusters(&self) -> Option<&Path> {
-        self.clusters.as_deref()
-    }
-
     pub(super) fn controls(&self) -> Vec<String> {
         self.pods.iter().map(|(pod, _)| format!("{}:{CONTROL}", pod.ip4())).collect()
     }
@@ -88,7 +76,7 @@ impl<'a> Endpoints<'a> {
 
     /// As a Deployment does it: a new pod, and when it is ready the oldest one is told to end, while all are told that it
     /// does. It finishes what it has, and is gone.
-    fn replace(&mut self) -> Result<()> {
+    pub(super) fn replace(&mut self) -> Result<()> {
         self.add()?;
         let (pod, mut process) = self.pods.remove(0);
         self.services.iter().try_for_each(|service| service.mark_terminating(&pod))?;
@@ -109,26 +97,4 @@ impl<'a> Endpoints<'a> {
             .and_then(|()| fs::rename(&draft, file))
             .with_context(|| format!("cannot write {}", file.display()))
     }
-
-    /// Replaces an endpoint each time that [`hook`]'s command asks for it, until `done`.
-    pub(super) fn serve(&mut self, folder: &Path, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-        let (asked, draft, answer) = (folder.join(ASKED), folder.join("answer.draft"), folder.join(ANSWER));
-        while !done()? {
-            if asked.exists() {
-                fs::remove_file(&asked)?;
-                self.replace()?;
-                fs::write(&draft, self.controls().join("\n"))?;
-                fs::rename(&draft, &answer)?;
-            }
-            thread::sleep(LOOK_EVERY);
-        }
-        Ok(())
-    }
-}
-
-/// The command that asks for a replacement, waits for it, and prints the control addresses that are good from then on.
-/// Pods and this program see the same files.
-pub(super) fn hook(folder: &Path) -> String {
-    let folder = folder.display();
-    format!("cd {folder} && : > {ASKED} && until [ -e {ANSWER} ]; do sleep 0.01; done && cat {ANSWER} && rm {ANSWER}")
 }
