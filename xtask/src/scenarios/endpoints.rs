@@ -2,7 +2,7 @@
 //! `loadtest server`, of which one can be replaced by a new one.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
