@@ -382,6 +382,16 @@ mod tests {
     }
 
     #[test]
+    fn scenarios_need_servers_that_can_be_made_bad_and_names_that_are_known() {
+        let scenarios = |rest: &str| error(&format!("loadtest scenarios --via a=h:1 {rest}"));
+        assert!(scenarios("--seconds 10").contains("--control"));
+        assert!(scenarios("--control h:2 --only slower").contains("black-hole"));
+        assert!(scenarios("--control h:2 --seconds 1").contains("4..="));
+        assert!(scenarios("--control h").contains("HOST:PORT"));
+        assert!(error("loadtest scenarios --control h:2").contains("--via"));
+    }
+
+    #[test]
     fn a_comparison_is_read_in_the_order_of_its_runs() {
         let line = ["loadtest", "compare", "--run", "a=h:1", "--run", "b=[::1]:2", "--before", "b=x=1 y"];
         let Command::Compare(args) = Cli::try_parse_from(line).unwrap().command else { panic!("not compare") };

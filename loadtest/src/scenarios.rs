@@ -115,3 +115,47 @@ async fn run(args: &ScenariosArgs, scenarios: &[Scenario]) -> anyhow::Result<Rep
     }
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parsed(line: &str) -> ScenariosArgs {
+        let line = format!("loadtest scenarios --control 10.1.0.3:50052 --via a=h:1 {line}");
+        let Command::Scenarios(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("not scenarios")
+        };
+        args
+    }
+
+    fn checked(line: &str) -> Result<Vec<&'static str>, String> {
+        let args = parsed(line);
+        let scenarios = chosen(&args);
+        check(&args, &scenarios).map_err(|error| error.to_string())?;
+        Ok(scenarios.into_iter().map(Scenario::name).collect())
+    }
+
+    #[test]
+    fn scenarios_run_in_their_own_order_each_once_and_a_roll_out_only_with_its_hook() {
+        let failing = ["failing-trailers-only", "failing-after-headers"];
+        assert_eq!(checked("--only failing,slow --only slow"), Ok([&["slow"], &failing[..]].concat()));
+        assert_eq!(checked("").unwrap().len(), Scenario::ALL.len() - 1);
+        assert_eq!(checked("--hook roll-out=true").unwrap().len(), Scenario::ALL.len());
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused_with_its_cure() {
+        for (line, cure) in [
+            ("--only roll-out", "--hook roll-out=CMD"),
+            ("--via a=h:2", "another name"),
+            ("--hook slow=true", "before or roll-out"),
+            ("--hook before=true --hook before=false", "&&"),
+        ] {
+            let error = checked(line).unwrap_err();
+            assert!(error.contains(cure), "{line}: {error}");
+        }
+    }
+}

@@ -148,9 +148,10 @@ async fn enact(
                     Some(server) => server,
                     None => choose(servers, &locked(recorder))?,
                 };
+                // From the order on, up to the end of the order to be well: between them is all that it does.
+                let now = begin.elapsed();
                 chosen.behave(behaviour).await?;
                 let recording = &mut locked(recorder).recording;
-                let now = begin.elapsed();
                 recording.bad_pod = Some(chosen.pod().to_owned());
                 recording.bad_times.push((now, now));
                 bad = Some(chosen);

@@ -223,4 +223,4 @@ fn series(recording: &Recording, bad: Option<usize>, plan: &Plan) -> Series {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

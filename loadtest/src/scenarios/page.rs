@@ -77,3 +77,48 @@ fn busiest<'a>(pods: impl Iterator<Item = &'a Vec<u64>>) -> Vec<Option<f64>> {
     };
     (0..pods.first().map_or(0, |pod| pod.len())).map(at).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenarios::plan::Scenario;
+    use crate::scenarios::record::Recording;
+    use crate::scenarios::table::tests::report;
+
+    #[test]
+    fn the_page_refers_to_nothing_outside_itself_and_names_are_text() {
+        let evil = r#"<script>alert("x")</script>"#;
+        let mut report = report();
+        report.scenarios[0].runs[0].via = evil.to_owned();
+        let page = page(&report);
+        assert!(!page.contains("<script") && page.contains("&lt;script&gt;"), "{page}");
+        for reference in ["http:", "https:", "src=", "href=", "url(", "@import", "NaN", "inf"] {
+            assert!(!page.contains(reference), "{reference}");
+        }
+    }
+
+    #[test]
+    fn every_scenario_has_three_charts_with_a_line_for_each_address_and_shades_what_was_bad() {
+        let report = report();
+        let page = page(&report);
+        assert_eq!(page.matches(r#"<svg role="img""#).count(), 3 * report.scenarios.len());
+        let slow = page.split("<section>").find(|section| section.contains("<h2>slow</h2>")).unwrap();
+        assert_eq!(slow.matches(r#"class="band" x="10.00%" width="50.00%""#).count(), 3);
+        assert_eq!(slow.matches("<g class=\"run").count(), 3 * 2);
+        assert!(slow.contains("The bad pod"), "{slow}");
+    }
+
+    #[test]
+    fn a_run_without_any_call_still_makes_a_page() {
+        let mut report = report();
+        report.scenarios[0].runs =
+            vec![crate::scenarios::measure::tests::measured(Scenario::Slow, &Recording::default())];
+        assert!(page(&report).contains("Nothing to show"));
+    }
+
+    #[test]
+    fn the_busiest_pods_share_is_of_each_moment() {
+        let pods = [vec![1, 0, 0], vec![3, 5, 0]];
+        assert_eq!(busiest(pods.iter()), [Some(0.75), Some(1.0), None]);
+    }
+}

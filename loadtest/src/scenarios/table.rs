@@ -67,3 +67,58 @@ fn millis(value: u64) -> String {
 fn ratio(value: Option<f64>) -> String {
     or_dash(value.map(|value| format!("{value:.3}")))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::scenarios::measure::tests::{measured, recording, turns};
+    use crate::scenarios::plan::Scenario;
+    use crate::scenarios::record::Recording;
+    use crate::scenarios::report::Report;
+
+    /// `slow` and `equal` through two addresses, of which the first one avoids the slow pod.
+    pub(crate) fn report() -> Report {
+        let scenario = |scenario: Scenario| {
+            let run = |without: std::ops::Range<u64>| {
+                let mut recording = recording(|number| turns(number, without.clone()));
+                if scenario == Scenario::Equal {
+                    recording = Recording { bad_pod: None, bad_times: Vec::new(), ..recording };
+                }
+                measured(scenario, &recording)
+            };
+            let runs = vec![run(1500..7000), Run { via: "other".to_owned(), ..run(0..0) }];
+            let (name, about) = (scenario.name(), scenario.about());
+            ScenarioReport { name, about, rate: 1000.0, bucket_ms: 100, runs }
+        };
+        let scenarios = [Scenario::Slow, Scenario::Equal].map(scenario).into();
+        Report { seconds: 10.0, connections: 10, timeout_ms: 2000, scenarios }
+    }
+
+    #[test]
+    fn addresses_stand_side_by_side_with_the_figures_that_mean_something() {
+        let report = report();
+        let slow = table(&report.scenarios[0]);
+        let row = |table: &str, label: &str| {
+            let line = table.lines().find(|line| line.starts_with(label)).map(str::to_owned);
+            line.map(|line| {
+                line[label.len()..]
+                    .split("  ")
+                    .map(|cell| cell.trim().to_owned())
+                    .filter(|cell| !cell.is_empty())
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(row(&slow, "avoided after").unwrap(), ["490 ms", "never"], "{slow}");
+        assert_eq!(row(&slow, "back after").unwrap(), ["1.00 s", "0 µs"]);
+        assert_eq!(row(&slow, "its share meanwhile").unwrap(), ["2.0 %", "20.0 %"]);
+        assert_eq!(row(&slow, "the bad pod").unwrap(), ["pod-0", "pod-0"]);
+        let equal = table(&report.scenarios[1]);
+        assert!(row(&equal, "the bad pod").is_none() && row(&equal, "max/min of open streams").is_none(), "{equal}");
+        assert!(row(&equal, "max/min").unwrap().ends_with(&["1.000".to_owned()]), "{equal}");
+    }
+
+    #[test]
+    fn a_small_share_is_not_shown_as_none() {
+        assert_eq!([0.0, 0.0004, 0.25].map(percent_finely), ["0.0 %", "0.040 %", "25.0 %"]);
+    }
+}

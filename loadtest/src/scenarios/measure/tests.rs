@@ -8,7 +8,7 @@ const MS: Duration = Duration::from_millis(1);
 
 /// A run of ten seconds with five pods, of which `pod-0` is bad from the second second to the sixth. One call each
 /// millisecond goes to the pod that `to` names for its number (none: nobody answers within a second), 2 ms each.
-fn recording(to: impl Fn(u64) -> Option<usize>) -> Recording {
+pub(crate) fn recording(to: impl Fn(u64) -> Option<usize>) -> Recording {
     let call = |number: u64| {
         let (due, pod) = (MS * number as u32, to(number));
         let (ended, code) = match pod {
@@ -26,13 +26,13 @@ fn recording(to: impl Fn(u64) -> Option<usize>) -> Recording {
     }
 }
 
-fn measured(scenario: Scenario, recording: &Recording) -> Run {
+pub(crate) fn measured(scenario: Scenario, recording: &Recording) -> Run {
     let plan = Plan::new(scenario, 10 * SECOND, Some(1000.0), Fleet::default());
     measure("via", "10.96.0.10:50051", &plan, recording, 5)
 }
 
 /// In turn; but within `without` (in calls) the first pod's turn is the second's.
-fn turns(number: u64, without: std::ops::Range<u64>) -> Option<usize> {
+pub(crate) fn turns(number: u64, without: std::ops::Range<u64>) -> Option<usize> {
     match number % 5 {
         0 if without.contains(&number) => Some(1),
         turn => Some(turn as usize),
