@@ -75,7 +75,7 @@ Examples:
 const SCENARIOS_EXAMPLES: &str = "\
 Each scenario runs once through each --via, on connections of its own. Calls are made on a fixed schedule, however many
 are open; latency counts from the moment when a call was due. The pod that is made bad is the first of --control that has
-answered calls. A call that nobody answered while it was bad counts as its own.
+answered calls. A call that nobody answered while it was slow or in a black hole counts as its own.
 
   equal                  all pods are well
   slow                   one works 20 times as long on each call
@@ -253,7 +253,7 @@ pub struct ScenariosArgs {
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     pub rate: Option<f64>,
     /// TCP connections
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = count(10_000))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count(10_000))]
     pub connections: usize,
     /// Deadline of each call
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = positive_duration)]

@@ -76,14 +76,15 @@ pub struct ServerOptions {
 pub struct Server {
     listeners: Vec<TcpListener>,
     control: Option<TcpListener>,
-    shared: Arc<Shared>,
+    options: ServerOptions,
 }
 
 /// What all connections share.
 struct Shared {
     options: ServerOptions,
     slots: Option<Slots>,
-    conduct: Arc<Conduct>,
+    /// Only where there is a control listener.
+    conduct: Option<Arc<Conduct>>,
 }
 
 impl Server {
@@ -96,8 +97,7 @@ impl Server {
                     .with_context(|| format!("cannot listen on {address}; choose a free address with --listen"))
             })
             .collect::<anyhow::Result<_>>()?;
-        let shared = Shared { slots: options.slots.map(Slots::new), conduct: Arc::default(), options };
-        Ok(Self { listeners, control: None, shared: Arc::new(shared) })
+        Ok(Self { listeners, control: None, options })
     }
 
     /// Adds the listener by which tests change how the server behaves. Gives its address.
@@ -119,12 +119,17 @@ impl Server {
         let (drain, draining) = watch::channel(());
         // Every connection holds a sender: when `closed` yields None, the last one is gone.
         let (alive, mut closed) = mpsc::channel::<Infallible>(1);
+        let shared = Arc::new(Shared {
+            slots: self.options.slots.map(Slots::new),
+            conduct: self.control.is_some().then(Arc::default),
+            options: self.options,
+        });
         let mut accepting = tokio::task::JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(listener, self.shared.clone(), draining.clone(), alive.clone()));
+            accepting.spawn(accept(listener, shared.clone(), draining.clone(), alive.clone()));
         }
-        if let Some(listener) = self.control {
-            accepting.spawn(control::accept(listener, self.shared));
+        if let (Some(listener), Some(conduct)) = (self.control, shared.conduct.clone()) {
+            accepting.spawn(control::accept(listener, control::Control { shared, conduct }));
         }
         drop((alive, draining));
         stop.await;
@@ -139,7 +144,7 @@ pub(crate) async fn main(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let grace = args.grace;
     let mut server = Server::bind(&args.listen, args.options())?;
     for address in server.addresses()? {
-        println!("listening on {address} as pod {}", server.shared.options.pod);
+        println!("listening on {address} as pod {}", server.options.pod);
     }
     if let Some(address) = args.control {
         println!("control on {}", server.add_control(address)?);
@@ -194,7 +199,7 @@ async fn accept(
     draining: watch::Receiver<()>,
     alive: mpsc::Sender<Infallible>,
 ) {
-    let entered = shared.conduct.enter(&listener);
+    let entered = shared.conduct.as_ref().map(|conduct| conduct.enter(&listener)).transpose();
     let _entered = entered.inspect_err(|error| eprintln!("a black hole will not swallow the listener: {error}"));
     loop {
         match listener.accept().await {
@@ -211,6 +216,18 @@ async fn accept(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+impl Shared {
+    /// How many times as long a call takes now.
+    fn slow(&self) -> f64 {
+        self.conduct.as_ref().map_or(1.0, |conduct| conduct.slow())
+    }
+
+    /// Whether the next call fails, and how.
+    fn failure(&self) -> Option<Failure> {
+        self.conduct.as_ref()?.failure()
     }
 }
 
@@ -231,8 +248,8 @@ async fn serve_connection(
     mut draining: watch::Receiver<()>,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let conduct = &shared.conduct;
-    let _entered = conduct.enter(&stream)?;
+    let conduct = shared.conduct.as_ref();
+    let _entered = conduct.map(|conduct| conduct.enter(&stream)).transpose()?;
     let options = &shared.options;
     let link = Arc::new(Link {
         pod: HeaderValue::from_str(&options.pod)?,
@@ -261,11 +278,16 @@ async fn serve_connection(
     });
     let mut told = false;
     loop {
-        let mut swallowed = pin!(conduct.until_swallowed(true));
+        let swallowed = async {
+            match conduct {
+                Some(conduct) => conduct.until_swallowed(true).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             result = connection.as_mut() => return Ok(result?),
             // All writing is done by the connection's future: while nobody polls it, nothing new leaves.
-            () = swallowed.as_mut() => conduct.until_swallowed(false).await,
+            () = swallowed => if let Some(conduct) = conduct { conduct.until_swallowed(false).await },
             () = ending.as_mut(), if !told => {
                 connection.as_mut().graceful_shutdown();
                 told = true;

@@ -154,6 +154,7 @@ async fn enact(
                 let recording = &mut locked(recorder).recording;
                 recording.bad_pod = Some(chosen.pod().to_owned());
                 recording.bad_times.push((now, now));
+                recording.bad_is_silent = behaviour.is_silent();
                 bad = Some(chosen);
             }
             Step::Heal => {

@@ -1,5 +1,5 @@
 //! Figures of a scenario's run: latency, failures, how soon new calls avoid a bad pod and how soon it is used again. In: the
-//! recording; out: a report. Pure. A call that nobody answered while one pod was bad is counted as that pod's.
+//! recording; out: a report. Pure. A call that nobody answered is counted as the bad pod's while that one is silent.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,7 +108,10 @@ impl<'a> Trouble<'a> {
         let (bad, _) = (bad?, times.first()?);
         let is_bad = |call: &Call| match call.pod {
             Some(pod) => pod == bad,
-            None => times.iter().any(|(from, to)| call.due < *to && call.ended.is_none_or(|ended| ended >= *from)),
+            None => {
+                recording.bad_is_silent
+                    && times.iter().any(|(from, to)| call.due < *to && call.ended.is_none_or(|ended| ended >= *from))
+            }
         };
         let mut calls: Vec<_> =
             recording.calls.iter().filter(|call| !call.stream).map(|call| (call, is_bad(call))).collect();

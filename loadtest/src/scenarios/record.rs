@@ -33,6 +33,8 @@ pub(crate) struct Recording {
     /// The one that misbehaved, and from when to when.
     pub(crate) bad_pod: Option<String>,
     pub(crate) bad_times: Vec<(Duration, Duration)>,
+    /// It left calls unanswered: those that nobody answered meanwhile count as its own.
+    pub(crate) bad_is_silent: bool,
     /// When a hook's command had ended.
     pub(crate) hooks: Vec<Duration>,
     /// Calls sent again because their first attempt never started.

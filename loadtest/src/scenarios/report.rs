@@ -49,7 +49,7 @@ pub struct Run {
     pub bad_pod: Option<String>,
     /// From when to when it did.
     pub bad_ms: Vec<[u64; 2]>,
-    /// Calls that it had while it was bad: answered by it, or by nobody.
+    /// Calls that it had while it was bad: answered by it or, where it is slow or silent, by nobody.
     pub caught: Option<u64>,
     /// Its share of the calls that were due while it was bad.
     pub bad_share: Option<f64>,

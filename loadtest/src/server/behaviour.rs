@@ -54,6 +54,11 @@ impl Default for Failure {
 }
 
 impl Behaviour {
+    /// Whether calls may end by their deadline without any answer.
+    pub fn is_silent(&self) -> bool {
+        self.black_hole || self.slow > 1.0
+    }
+
     /// Refuses what has no meaning, with the cure.
     pub fn check(&self) -> Result<(), String> {
         if !(self.slow > 0.0 && self.slow <= 1e6) {

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{ACCEPT_PAUSE, Behaviour, Shared};
+use super::{ACCEPT_PAUSE, Behaviour, Conduct, Shared};
 
 /// Bytes of an order; a behaviour has a tenth of it.
 const LONGEST_ORDER: usize = 4096;
@@ -29,11 +29,18 @@ pub struct Account {
     pub behaviour: Behaviour,
 }
 
+/// What the listener's connections share.
+#[derive(Clone)]
+pub(super) struct Control {
+    pub(super) shared: Arc<Shared>,
+    pub(super) conduct: Arc<Conduct>,
+}
+
 /// Serves for ever.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn accept(listener: TcpListener, control: Control) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(serve(stream, shared.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(serve(stream, control.clone()))),
             Err(error) => {
                 eprintln!("cannot accept on the control listener: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -42,45 +49,47 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>) {
-    let service = service_fn(|request| answer(&shared, request));
+async fn serve(stream: TcpStream, control: Control) {
+    let service = service_fn(|request| control.answer(request));
     // A connection that breaks is its client's business.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Response<String>, Infallible> {
-    let outcome = match *request.method() {
-        Method::GET => Ok(()),
-        Method::PUT => order(shared, request.into_body()).await,
-        _ => Err("GET says what the server is like, PUT sets how it behaves".to_owned()),
-    };
-    let account = || serde_json::to_string(&account(shared)).map_err(|error| error.to_string());
-    let mut response = Response::new(String::new());
-    match outcome.and_then(|()| account()) {
-        Ok(text) => *response.body_mut() = text + "\n",
-        Err(error) => {
-            *response.status_mut() = StatusCode::BAD_REQUEST;
-            *response.body_mut() = error + "\n";
+impl Control {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<String>, Infallible> {
+        let outcome = match *request.method() {
+            Method::GET => Ok(()),
+            Method::PUT => self.order(request.into_body()).await,
+            _ => Err("GET says what the server is like, PUT sets how it behaves".to_owned()),
+        };
+        let account = || serde_json::to_string(&self.account()).map_err(|error| error.to_string());
+        let mut response = Response::new(String::new());
+        match outcome.and_then(|()| account()) {
+            Ok(text) => *response.body_mut() = text + "\n",
+            Err(error) => {
+                *response.status_mut() = StatusCode::BAD_REQUEST;
+                *response.body_mut() = error + "\n";
+            }
         }
+        Ok(response)
     }
-    Ok(response)
-}
 
-async fn order(shared: &Shared, body: Incoming) -> Result<(), String> {
-    let body = Limited::new(body, LONGEST_ORDER).collect().await.map_err(|error| error.to_string())?;
-    let behaviour: Behaviour = serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| format!("no behaviour: {error}; write for example {{\"slow\": 20, \"for_ms\": 5000}}"))?;
-    behaviour.check()?;
-    shared.conduct.change(behaviour).map_err(|error| format!("the sockets could not be changed: {error}"))
-}
+    async fn order(&self, body: Incoming) -> Result<(), String> {
+        let body = Limited::new(body, LONGEST_ORDER).collect().await.map_err(|error| error.to_string())?;
+        let behaviour: Behaviour = serde_json::from_slice(&body.to_bytes())
+            .map_err(|error| format!("no behaviour: {error}; write for example {{\"slow\": 20, \"for_ms\": 5000}}"))?;
+        behaviour.check()?;
+        self.conduct.change(behaviour).map_err(|error| format!("the sockets could not be changed: {error}"))
+    }
 
-fn account(shared: &Shared) -> Account {
-    let options = &shared.options;
-    let mean = (options.service_time.least + options.service_time.most) / 2;
-    Account {
-        pod: options.pod.clone(),
-        slots: options.slots,
-        service_time_us: u64::try_from(mean.as_micros()).unwrap_or(u64::MAX),
-        behaviour: shared.conduct.current(),
+    fn account(&self) -> Account {
+        let options = &self.shared.options;
+        let mean = (options.service_time.least + options.service_time.most) / 2;
+        Account {
+            pod: options.pod.clone(),
+            slots: options.slots,
+            service_time_us: u64::try_from(mean.as_micros()).unwrap_or(u64::MAX),
+            behaviour: self.conduct.current(),
+        }
     }
 }

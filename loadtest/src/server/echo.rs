@@ -145,7 +145,7 @@ impl Call {
         if span.most.is_zero() {
             return Ok(());
         }
-        let takes = || fastrand_with(|rng| span.sample(rng)).mul_f64(shared.conduct.slow());
+        let takes = || fastrand_with(|rng| span.sample(rng)).mul_f64(shared.slow());
         let Some(slots) = &shared.slots else { return self.wait(takes()).await };
         let work = slots.work(takes);
         match self.deadline {

@@ -36,7 +36,7 @@ pub(super) async fn answer(
     let headers = echoed(request.headers(), |name| !name.starts_with("x-echo-trailer-"));
     let mut trailers = echoed(request.headers(), |name| name.starts_with("x-echo-trailer-"));
     trailers.insert(TRAILER, HeaderValue::from_static("end"));
-    if let Some(failure) = link.shared.conduct.failure() {
+    if let Some(failure) = link.shared.failure() {
         return Ok(failed(&link, failure, request.into_body(), headers, trailers).await);
     }
     if let Some(deadline) = Deadline::of(request.headers()) {

@@ -22,6 +22,7 @@ pub(crate) fn recording(to: impl Fn(u64) -> Option<usize>) -> Recording {
         pods: (0..5).map(|number| format!("pod-{number}")).collect(),
         bad_pod: Some("pod-0".to_owned()),
         bad_times: vec![(SECOND, 6 * SECOND)],
+        bad_is_silent: true,
         ..Recording::default()
     }
 }
@@ -79,6 +80,8 @@ fn calls_that_nobody_answers_are_the_bad_pods_while_it_is_bad_and_nobodys_otherw
     assert_eq!((run.failed, run.caught), (210, Some(200)));
     assert_eq!(run.failed_by_code["DEADLINE_EXCEEDED"], 210);
     assert_eq!(run.avoided_after_ms, Some(990));
+    let answering = Recording { bad_is_silent: false, ..recording(lost) };
+    assert_eq!(measured(Scenario::Flapping, &answering).caught, Some(0), "a pod that answers at once loses none");
     assert_eq!(run.latency_us.max.map(|max| max / 100_000), Some(10), "a deadline is a latency");
     assert_eq!(run.series.bad_pod.as_ref().unwrap().iter().sum::<u64>(), 200 + 200 + 600 - 2);
 }
