@@ -163,7 +163,12 @@ pub(crate) fn lines(label: &str, scale: &Scale, lines: &[Line], seconds: f64, ba
     let every = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0].into_iter().find(|step| seconds / step <= 12.0).unwrap_or(300.0);
     for number in 0..=(seconds / every) as u32 {
         let at = f64::from(number) * every;
-        let (x, anchor) = (at / seconds * 100.0, if number == 0 { "start" } else { "end" });
+        let x = at / seconds * 100.0;
+        let anchor = match x {
+            x if x < 2.0 => "start",
+            x if x > 98.0 => "end",
+            _ => "middle",
+        };
         let _ = write!(
             chart,
             r#"<text class="soft" x="{x:.2}%" y="{}" text-anchor="{anchor}">{at} s</text>"#,

@@ -61,7 +61,7 @@ fn a_pod_is_avoided_from_the_call_after_its_last_one_and_back_with_the_first_of_
 #[test]
 fn a_probe_now_and_then_is_still_avoidance_and_no_return() {
     let probing = |number: u64| match number % 5 {
-        0 if (1500..9999).contains(&number) && number % 1000 != 0 => Some(1),
+        0 if (1500..9999).contains(&number) && !number.is_multiple_of(1000) => Some(1),
         turn => Some(turn as usize),
     };
     let run = measured(Scenario::Slow, &recording(probing));
@@ -72,7 +72,7 @@ fn a_probe_now_and_then_is_still_avoidance_and_no_return() {
 #[test]
 fn calls_that_nobody_answers_are_the_bad_pods_while_it_is_bad_and_nobodys_otherwise() {
     let lost = |number: u64| match number {
-        1000..2000 if number % 5 == 0 => None,
+        1000..2000 if number.is_multiple_of(5) => None,
         8000..8010 => None,
         _ => turns(number, 1000..7000),
     };
