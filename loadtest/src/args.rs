@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::code::Code;
+use crate::scenarios::Words;
 use crate::server::ServerOptions;
 use crate::stats::Endpoint;
 use crate::units::{self, DelaySpan};
@@ -31,16 +32,27 @@ pub enum Command {
     /// Put the same load on several targets in turn and show the results side by side
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Put the same load on several addresses of the same servers while one of these is slow, fails or vanishes
+    #[command(after_help = SCENARIOS_EXAMPLES)]
+    Scenarios(ScenariosArgs),
 }
 
 const SERVER_EXAMPLES: &str = "\
 Every answer carries the headers x-sluice-pod (the pod's name) and x-sluice-endpoint (the address of the pod that the
 connection was made to) and the trailer x-sluice-trailer: end.
 
+--control takes one JSON object by PUT and shows by GET what is in force. What the object does not name is as usual:
+  slow        --service-time is so many times as long
+  fail        calls fail at once: share (1), code (\"unavailable\"), after_headers (false: Trailers-Only)
+  black_hole  every packet for the Echo service is dropped before TCP sees it, and nothing new is sent
+  for_ms      so long, then as usual again
+
 Examples:
   loadtest server --pod backend-1
   loadtest server --listen 127.0.0.1:50051 --listen '[::1]:50051' --delay 5ms..20ms
-  loadtest server --error-rate 0.01 --error-code resource-exhausted --max-connection-age 30s";
+  loadtest server --error-rate 0.01 --error-code resource-exhausted --max-connection-age 30s
+  loadtest server --slots 4 --service-time 5ms --control '[::]:50052'
+  curl -X PUT http://10.1.0.3:50052 -d '{\"slow\": 20, \"fail\": {\"share\": 0.1}, \"for_ms\": 5000}'";
 
 const RUN_EXAMPLES: &str = "\
 rpcs counts the calls that started and ended, failed ones included. Shares are of the calls that an endpoint answered.
@@ -59,6 +71,29 @@ Examples:
   loadtest compare --rpcs 20000 --run kube-proxy=10.96.0.11:50051 --run sluice=10.96.0.10:50051
   loadtest compare --run before=echo:50051 --run after=echo:50051 --before after='systemctl start sluice' \\
       --expect 10.1.0.3:50051,10.1.0.4:50051 --json report.json --html report.html";
+
+const SCENARIOS_EXAMPLES: &str = "\
+Each scenario runs once through each --via, on connections of its own. Calls are made on a fixed schedule, however many
+are open; latency counts from the moment when a call was due. The pod that is made bad is the first of --control that has
+answered calls. A call that nobody answered while it was slow or in a black hole counts as its own.
+
+  equal                  all pods are well
+  slow                   one works 20 times as long on each call
+  failing-trailers-only  one answers every call at once with UNAVAILABLE, as Trailers-Only
+  failing-after-headers  the same, in trailers after response headers; --only failing means both
+  black-hole             all packets to one are lost
+  flapping               one fails, is well again, fails again, five seconds each
+  roll-out               --hook roll-out=CMD replaces one endpoint each time; it finds its number in $SLUICE_STEP, and
+                         may print the control addresses that are good from then on
+  bursts                 for the first 200 ms of each second the load is five times as high
+  streams                nine of ten open calls are streams of up to 30 s with a message a second
+
+--hook before=CMD runs ahead of each run, with $SLUICE_SCENARIO and $SLUICE_VIA: it may start a proxy afresh, which then
+remembers nothing of the run before.
+
+Examples:
+  loadtest scenarios --via kube-proxy=10.96.0.11:50051 --via sluice=10.96.0.10:50051 \\
+      --control 10.1.0.3:50052,10.1.0.4:50052 --only slow,failing --seconds 10 --html report.html";
 
 #[derive(Args, Debug)]
 pub struct ServerArgs {
@@ -86,6 +121,15 @@ pub struct ServerArgs {
     /// How long running calls may take after SIGTERM
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = units::duration)]
     pub grace: Duration,
+    /// Calls that are worked on at a time, the others wait in order: with --service-time a capacity [default: no limit]
+    #[arg(long, value_name = "N", value_parser = count(1_000_000), requires = "service_time")]
+    pub slots: Option<usize>,
+    /// How long each call is worked on before its first answer: a duration or a span
+    #[arg(long, value_name = "5ms[..20ms]", default_value = "0")]
+    pub service_time: DelaySpan,
+    /// A test tool, off unless given: a second listener, plain HTTP, that changes how the server behaves while it runs
+    #[arg(long, value_name = "IP:PORT")]
+    pub control: Option<SocketAddr>,
     /// Threads that serve
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(1024))]
     pub threads: usize,
@@ -101,6 +145,8 @@ impl ServerArgs {
             error_code: Some(self.error_code),
             max_connection_age: self.max_connection_age,
             max_concurrent_streams: self.max_concurrent_streams,
+            slots: self.slots,
+            service_time: self.service_time,
         }
     }
 }
@@ -187,6 +233,40 @@ pub struct CompareArgs {
     pub html: Option<PathBuf>,
     #[command(flatten)]
     pub load: LoadArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ScenariosArgs {
+    /// An address of the servers and the name that the report gives it; repeatable, in the order of the runs
+    #[arg(long, value_name = "NAME=HOST:PORT", value_parser = named_target, required = true)]
+    pub via: Vec<Named>,
+    /// The control listeners of the servers behind every --via
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', value_parser = target, required = true)]
+    pub control: Vec<String>,
+    /// Scenarios to run, in their own order [default: all; roll-out if it has a hook]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub only: Vec<Words>,
+    /// How long each run of a scenario lasts
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(4..=3600))]
+    pub seconds: u64,
+    /// Calls per second in the mean [default: 60 % of what the servers can do, or 1000 where they have no --slots]
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// TCP connections
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count(10_000))]
+    pub connections: usize,
+    /// Deadline of each call
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Shell command: roll-out, which replaces an endpoint, or before, which runs ahead of each run
+    #[arg(long, value_name = "NAME=CMD", value_parser = named_command)]
+    pub hook: Vec<Named>,
+    /// Write the report as JSON to this file; -: to stdout, and the tables to stderr
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the report as one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `NAME=VALUE` of the command line.
@@ -297,7 +377,18 @@ mod tests {
         assert!(error("loadtest run a:1 --expect pod-a").contains("10.1.0.3:50051"));
         assert!(error("loadtest server --error-rate 2").contains("0 to 1"));
         assert!(error("loadtest server --error-code ok").contains("unavailable"));
+        assert!(error("loadtest server --slots 4").contains("--service-time"));
         assert!(error("loadtest compare --run a:1").contains("sluice=10.96.0.10:50051"));
+    }
+
+    #[test]
+    fn scenarios_need_servers_that_can_be_made_bad_and_names_that_are_known() {
+        let scenarios = |rest: &str| error(&format!("loadtest scenarios --via a=h:1 {rest}"));
+        assert!(scenarios("--seconds 10").contains("--control"));
+        assert!(scenarios("--control h:2 --only slower").contains("black-hole"));
+        assert!(scenarios("--control h:2 --seconds 1").contains("4..="));
+        assert!(scenarios("--control h").contains("HOST:PORT"));
+        assert!(error("loadtest scenarios --control h:2").contains("--via"));
     }
 
     #[test]

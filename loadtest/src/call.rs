@@ -1,5 +1,5 @@
 //! One call, straight over HTTP/2: request out, messages checked, status read wherever it comes (trailers,
-//! Trailers-Only, a reset). Says whether a call that failed had reached the server at all; decides nothing about it.
+//! Trailers-Only, a reset). What provably never reached a server goes out again, and nothing else does.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use prost::Message;
 
 use crate::args::Kind;
 use crate::code::Code;
+use crate::connection::{Lease, NoConnection, Slot};
 use crate::proto::{EchoRequest, EchoResponse};
 
 const ENDPOINT: HeaderName = HeaderName::from_static("x-sluice-endpoint");
@@ -21,6 +22,20 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// A length prefix: one flag byte and four of length.
 const PREFIX: usize = 5;
+
+/// What each call of a run is; sizes are of payloads in bytes.
+pub(crate) struct CallShape {
+    pub(crate) kind: Kind,
+    /// Of the streaming kinds.
+    pub(crate) messages: u32,
+    pub(crate) size: u32,
+    /// 0: as the request's.
+    pub(crate) response_size: u32,
+    /// The server waits so long before each answer.
+    pub(crate) delay: Duration,
+    /// Zero: none.
+    pub(crate) timeout: Duration,
+}
 
 /// What every call of a run sends and expects.
 pub(crate) struct CallSpec {
@@ -41,7 +56,7 @@ enum Expected {
 }
 
 /// How an attempt ended.
-pub(crate) enum Attempt {
+enum Attempt {
     /// The call is over.
     Ended(Answer),
     /// It never left: the connection takes no more calls. May go on another one.
@@ -49,6 +64,9 @@ pub(crate) enum Attempt {
     /// The server said that it has not processed it (REFUSED_STREAM, above GOAWAY's last id). May be sent once more.
     Unprocessed { connection_ends: bool },
 }
+
+/// Told who answers when a response begins.
+pub(crate) type OnHead<'a> = &'a mut (dyn FnMut(&Answer) + Send);
 
 /// The end of a call, and who answered, as far as it said so.
 pub(crate) struct Answer {
@@ -65,14 +83,8 @@ impl Answer {
 }
 
 impl CallSpec {
-    pub(crate) fn new(
-        target: &str,
-        kind: Kind,
-        messages: u32,
-        size: u32,
-        response_size: u32,
-        timeout: Duration,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn new(target: &str, shape: &CallShape) -> anyhow::Result<Self> {
+        let &CallShape { kind, messages, size, response_size, delay, timeout } = shape;
         let (method, up, down) = match kind {
             Kind::Unary => ("Unary", 1, 1),
             Kind::ClientStream => ("ClientStream", messages, 1),
@@ -85,7 +97,8 @@ impl CallSpec {
             size => Expected::Size(size as usize),
         };
         let response_count = if kind == Kind::ServerStream { down } else { 0 };
-        let message = EchoRequest { payload, response_size, response_count, ..Default::default() };
+        let delay_ms = u32::try_from(delay.as_millis())?;
+        let message = EchoRequest { payload, response_size, response_count, delay_ms, ..Default::default() };
         let mut framed = BytesMut::zeroed(PREFIX);
         message.encode(&mut framed)?;
         let length = u32::try_from(framed.len() - PREFIX)?;
@@ -104,8 +117,38 @@ impl CallSpec {
         Ok(Self { kind, up, down, request: request.body(())?, message: framed.freeze(), expected })
     }
 
-    /// Makes the call once.
-    pub(crate) async fn attempt(&self, sender: &mut SendRequest<Bytes>) -> Attempt {
+    /// Makes one call to its end. As gRPC clients do: what never left goes out again on the next connection, what the
+    /// server says it has not processed goes out once more. None: it never left, and there is no other connection.
+    /// `resent` counts the repetitions.
+    pub(crate) async fn complete(
+        &self,
+        slot: &Slot,
+        lease: &mut Lease,
+        on_head: OnHead<'_>,
+        mut resent: impl FnMut(),
+    ) -> Option<Answer> {
+        let mut processed_never = false;
+        loop {
+            let (left, connection_ends) = match self.attempt(&mut lease.sender, on_head).await {
+                Attempt::Ended(answer) => return Some(answer),
+                Attempt::NotStarted => (false, true),
+                Attempt::Unprocessed { .. } if processed_never => return Some(Answer::local(Code::UNAVAILABLE)),
+                Attempt::Unprocessed { connection_ends } => (true, connection_ends),
+            };
+            processed_never |= left;
+            if connection_ends {
+                match slot.successor(lease).await {
+                    Ok(successor) => *lease = successor,
+                    Err(NoConnection::Gone) if !left => return None,
+                    Err(_) => return Some(Answer::local(Code::UNAVAILABLE)),
+                }
+            }
+            resent();
+        }
+    }
+
+    /// Makes the call once; `on_head` sees who answers as soon as the response begins.
+    async fn attempt(&self, sender: &mut SendRequest<Bytes>, on_head: OnHead<'_>) -> Attempt {
         if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
             return Attempt::NotStarted;
         }
@@ -117,7 +160,7 @@ impl CallSpec {
             return Attempt::NotStarted;
         }
         let mut answer = Answer::local(Code::OK);
-        match self.exchange(response, body, &mut answer).await {
+        match self.exchange(response, body, &mut answer, on_head).await {
             Ok(code) => {
                 answer.code = code;
                 Attempt::Ended(answer)
@@ -138,6 +181,7 @@ impl CallSpec {
         mut response: ResponseFuture,
         mut body: SendStream<Bytes>,
         answer: &mut Answer,
+        on_head: OnHead<'_>,
     ) -> Result<Code, h2::Error> {
         match self.kind {
             // A failed send shows as the end of the response.
@@ -148,13 +192,13 @@ impl CallSpec {
                 // A server may answer before it has heard everything.
                 tokio::select! {
                     biased;
-                    early = &mut response => return self.receive(early?, answer).await,
+                    early = &mut response => return self.receive(early?, answer, on_head).await,
                     () = self.send_all(&mut body) => {}
                 }
             }
-            Kind::Bidi => return self.ping_pong(response, body, answer).await,
+            Kind::Bidi => return self.ping_pong(response, body, answer, on_head).await,
         }
-        self.receive(response.await?, answer).await
+        self.receive(response.await?, answer, on_head).await
     }
 
     async fn send_all(&self, body: &mut SendStream<Bytes>) {
@@ -178,9 +222,10 @@ impl CallSpec {
         response: ResponseFuture,
         mut body: SendStream<Bytes>,
         answer: &mut Answer,
+        on_head: OnHead<'_>,
     ) -> Result<Code, h2::Error> {
         let _ = body.send_data(self.message.clone(), false);
-        let mut messages = Messages::of(response.await?, answer);
+        let mut messages = Messages::of(response.await?, answer, on_head);
         for left in (0..self.up).rev() {
             match messages.next().await? {
                 Some(message) if self.is_expected(&message) => {}
@@ -196,8 +241,13 @@ impl CallSpec {
         }
     }
 
-    async fn receive(&self, response: http::Response<RecvStream>, answer: &mut Answer) -> Result<Code, h2::Error> {
-        let mut messages = Messages::of(response, answer);
+    async fn receive(
+        &self,
+        response: http::Response<RecvStream>,
+        answer: &mut Answer,
+        on_head: OnHead<'_>,
+    ) -> Result<Code, h2::Error> {
+        let mut messages = Messages::of(response, answer, on_head);
         let mut left = self.down;
         while let Some(message) = messages.next().await? {
             if left == 0 || !self.is_expected(&message) {
@@ -226,10 +276,11 @@ struct Messages {
 }
 
 impl Messages {
-    fn of(response: http::Response<RecvStream>, answer: &mut Answer) -> Self {
+    fn of(response: http::Response<RecvStream>, answer: &mut Answer, on_head: OnHead<'_>) -> Self {
         let (head, body) = response.into_parts();
         answer.endpoint = head.headers.get(ENDPOINT).cloned();
         answer.pod = head.headers.get(POD).cloned();
+        on_head(answer);
         Self { headers: head.headers, status: head.status, body, buffer: Bytes::new() }
     }
 

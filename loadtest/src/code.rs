@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 const NAMES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -109,6 +111,18 @@ impl FromStr for Code {
         by_name.or_else(|| text.parse().ok().filter(|&n| n < COUNT)).map(Self::from_index).ok_or_else(|| {
             format!("\"{text}\" is no gRPC status; write a name such as unavailable or a number from 0 to 16")
         })
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The comparison as one HTML page that needs nothing else: no script, no font, no image from anywhere. Light and dark as
-//! the reader's system has it, wide and narrow. Pure; the two charts are drawn in `html_chart`.
+//! Reports as HTML pages that need nothing else: no script, no font, no image from anywhere. Light and dark as the reader's
+//! system has it, wide and narrow. Here the comparison's page and what all pages share. Pure; charts are in `html_chart`.
 
 use std::fmt::Write;
 
@@ -16,6 +16,20 @@ pub(crate) fn page(runs: &[RunReport]) -> String {
     let legend = legend(&names);
     let cards: String = runs.iter().enumerate().map(card).collect();
     let table = table(runs);
+    document(
+        &format!("Load test: {title}"),
+        &format!(
+            r#"<header><h1>How the same load was spread</h1><p>{title}</p></header>
+<section class="cards">{cards}</section>
+<section><h2>Calls per endpoint</h2>{legend}{shares}</section>
+<section><h2>Latency</h2><p>Within what time the given share of the calls had ended. Both axes are logarithmic.</p>{legend}{latency}</section>
+<section><h2>Figures</h2>{table}</section>"#
+        ),
+    )
+}
+
+/// A page around what is HTML already.
+pub(crate) fn document(title: &str, main: &str) -> String {
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -23,16 +37,12 @@ pub(crate) fn page(runs: &[RunReport]) -> String {
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Load test: {title}</title>
+<title>{title}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
-<header><h1>How the same load was spread</h1><p>{title}</p></header>
-<section class="cards">{cards}</section>
-<section><h2>Calls per endpoint</h2>{legend}{shares}</section>
-<section><h2>Latency</h2><p>Within what time the given share of the calls had ended. Both axes are logarithmic.</p>{legend}{latency}</section>
-<section><h2>Figures</h2>{table}</section>
+{main}
 </main>
 </body>
 </html>
@@ -56,6 +66,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .card h2{overflow-wrap:anywhere}.card p{margin:0 0 .6rem;font-size:.85rem}
 dl{display:grid;grid-template-columns:1fr auto;gap:.15rem 1rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
+.scroll+.legend{margin-top:1rem}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;padding:0;margin:0 0 .75rem;font-size:.9rem}
 .legend li::before{content:"";display:inline-block;width:.8em;height:.8em;border-radius:2px;background:var(--run);margin-right:.45em}
 svg{display:block;width:100%;overflow:visible}
@@ -63,7 +74,9 @@ svg text{fill:var(--ink);font-size:13px;font-family:inherit;font-variant-numeric
 svg .soft{fill:var(--soft);font-size:12px}
 .halo{paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .bar{fill:var(--run)}.track{fill:var(--line);opacity:.45}.even{stroke:var(--ink);stroke-dasharray:4 4;opacity:.65}
+.band{fill:var(--ink);opacity:.08}.small{font-weight:600;font-size:.9rem;margin:1.4rem 0 1.1rem}
 .grid{stroke:var(--line)}.curve{fill:none;stroke:var(--run);stroke-width:2.5;stroke-linejoin:round;vector-effect:non-scaling-stroke}
+.thin{stroke-width:1.6}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child{text-align:left;padding-left:0;font-weight:400;color:var(--soft)}td:last-child,th:last-child{padding-right:0}
@@ -76,7 +89,8 @@ pub(crate) fn colour(index: usize) -> String {
     format!("run{}", index % 6)
 }
 
-fn legend(names: &[String]) -> String {
+/// Names, as HTML already, with the colours of their places.
+pub(crate) fn legend(names: &[String]) -> String {
     let items: String =
         names.iter().enumerate().map(|(i, name)| format!(r#"<li class="{}">{name}</li>"#, colour(i))).collect();
     format!(r#"<ul class="legend">{items}</ul>"#)
@@ -93,29 +107,37 @@ fn card((index, run): (usize, &RunReport)) -> String {
     format!(r#"<article class="card {class}"><h2>{name}</h2><p>{target}</p><dl>{figures}</dl></article>"#)
 }
 
+/// A table's row; the label is HTML already.
+pub(crate) fn row(label: &str, cells: impl Iterator<Item = String>) -> String {
+    let cells: String = cells.map(|cell| format!("<td>{}</td>", escape(&cell))).collect();
+    format!(r#"<tr><th scope="row">{label}</th>{cells}</tr>"#)
+}
+
+/// Rows below the names of their columns.
+pub(crate) fn rows(columns: &[String], body: &str) -> String {
+    let head: String = columns.iter().map(|name| format!(r#"<th scope="col">{name}</th>"#)).collect();
+    format!(r#"<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"#)
+}
+
 fn table(runs: &[RunReport]) -> String {
-    let row = |label: &str, cells: &mut dyn Iterator<Item = String>| {
-        let cells: String = cells.map(|cell| format!("<td>{}</td>", escape(&cell))).collect();
-        format!(r#"<tr><th scope="row">{label}</th>{cells}</tr>"#)
-    };
-    let head: String = runs.iter().map(|run| format!(r#"<th scope="col">{}</th>"#, escape(&run.name))).collect();
+    let columns: Vec<String> = runs.iter().map(|run| escape(&run.name)).collect();
     let mut body = String::new();
     for endpoint in runs.first().into_iter().flat_map(|run| run.calls.keys()) {
         let cells = runs.iter().map(|run| {
             let calls = run.calls.get(endpoint).copied().unwrap_or_default();
             format!("{calls} ({})", percent(run.shares.get(endpoint).copied().unwrap_or_default()))
         });
-        body += &row(&escape(&endpoint.to_string()), &mut cells.into_iter());
+        body += &row(&escape(&endpoint.to_string()), cells);
     }
     for (label, figure) in FIGURES {
-        body += &row(label, &mut runs.iter().map(figure));
+        body += &row(label, runs.iter().map(figure));
     }
     let codes: std::collections::BTreeSet<&String> = runs.iter().flat_map(|run| run.failed_by_code.keys()).collect();
     for code in codes {
         let cells = runs.iter().map(|run| run.failed_by_code.get(code).copied().unwrap_or_default().to_string());
-        body += &row(&format!("failed: {}", escape(code)), &mut cells.into_iter());
+        body += &row(&format!("failed: {}", escape(code)), cells);
     }
-    format!(r#"<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>"#)
+    rows(&columns, &body)
 }
 
 /// Text as HTML shows it, safe in attributes too.

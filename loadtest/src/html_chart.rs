@@ -1,5 +1,5 @@
-//! The charts of the HTML report as inline SVG: bars of the shares, curves of the latencies. Positions across are in
-//! percent and text is in pixels, so that a narrow window shrinks the chart and not the writing. Pure.
+//! The charts of the HTML reports as inline SVG: bars of the shares, curves of the latencies, lines over time. Positions
+//! across are in percent and text is in pixels, so that a narrow window shrinks the chart and not the writing. Pure.
 
 use std::fmt::Write;
 
@@ -15,9 +15,11 @@ const GAP: usize = 14;
 /// The longest bar, in percent of the width: the rest is for its figure.
 const LONGEST: f64 = 80.0;
 
-/// Pixels of the latency chart: height of the plot and of the labels below it.
+/// Pixels of the charts with curves: height of the plot and of the labels below it.
 const PLOT: f64 = 260.0;
 const TICKS: f64 = 24.0;
+/// Height of a plot over time.
+const OVER_TIME: f64 = 150.0;
 
 /// One group of bars per endpoint, one bar per run, and a line at the even share.
 pub(crate) fn shares(runs: &[RunReport]) -> String {
@@ -108,6 +110,93 @@ pub(crate) fn latency(runs: &[RunReport]) -> String {
     )
 }
 
+/// What a chart over time shows.
+pub(crate) enum Scale {
+    /// Parts of a whole, up to what there is.
+    Share,
+    /// Microseconds, logarithmic.
+    Micros,
+}
+
+/// One line of a chart over time: a value for each bucket, all of the same length.
+pub(crate) struct Line {
+    /// As HTML already.
+    pub(crate) name: String,
+    pub(crate) values: Vec<Option<f64>>,
+}
+
+/// Lines over so many seconds, in the colours of their places; `bands` (parts of the width, 0 to 1) are shaded.
+pub(crate) fn lines(label: &str, scale: &Scale, lines: &[Line], seconds: f64, bands: &[(f64, f64)]) -> String {
+    let values = || lines.iter().flat_map(|line| line.values.iter().flatten().copied());
+    if values().next().is_none() {
+        return "<p>Nothing to show.</p>".to_owned();
+    }
+    let (low, high) = match scale {
+        Scale::Share => {
+            (0.0, [0.05, 0.1, 0.25, 0.5].into_iter().find(|&top| values().all(|v| v <= top)).unwrap_or(1.0))
+        }
+        Scale::Micros => bounds(values().fold(f64::MAX, f64::min).max(1.0), values().fold(1.0, f64::max)),
+    };
+    let up = |value: f64| match scale {
+        Scale::Share => OVER_TIME * (1.0 - value.min(high) / high),
+        Scale::Micros => OVER_TIME * (1.0 - (value.max(low) / low).ln() / (high / low).ln()),
+    };
+    let levels: Vec<(f64, String)> = match scale {
+        Scale::Share => [0.0, 0.5, 1.0].map(|part| (part * high, percent(part * high))).into(),
+        Scale::Micros => ticks(low, high).into_iter().map(|tick| (tick, Label(tick).to_string())).collect(),
+    };
+    let (mut chart, mut labels) = (String::new(), String::new());
+    for (from, to) in bands {
+        let (x, width) = (from * 100.0, (to - from) * 100.0);
+        let _ = write!(chart, r#"<rect class="band" x="{x:.2}%" width="{width:.2}%" y="0" height="{OVER_TIME}"/>"#);
+    }
+    let mut last = f64::MAX;
+    for (level, text) in levels {
+        let y = up(level);
+        if last - y < LABEL as f64 {
+            continue;
+        }
+        last = y;
+        let _ = write!(chart, r#"<line class="grid" x1="0" x2="100%" y1="{y:.1}" y2="{y:.1}"/>"#);
+        let _ = write!(labels, r#"<text class="soft halo" y="{:.1}">{text}</text>"#, y - 4.0);
+    }
+    let every = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0].into_iter().find(|step| seconds / step <= 12.0).unwrap_or(300.0);
+    for number in 0..=(seconds / every) as u32 {
+        let at = f64::from(number) * every;
+        let x = at / seconds * 100.0;
+        let anchor = match x {
+            x if x < 2.0 => "start",
+            x if x > 98.0 => "end",
+            _ => "middle",
+        };
+        let _ = write!(
+            chart,
+            r#"<text class="soft" x="{x:.2}%" y="{}" text-anchor="{anchor}">{at} s</text>"#,
+            OVER_TIME + 17.0
+        );
+    }
+    let mut curves = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let across = |place: usize| (place as f64 + 0.5) / line.values.len() as f64 * 1000.0;
+        let _ = write!(curves, r#"<g class="{}"><title>{}</title>"#, colour(index), line.name);
+        // A bucket without a value is a gap.
+        for piece in line.values.iter().enumerate().collect::<Vec<_>>().split(|(_, value)| value.is_none()) {
+            let point = |(place, value): &(usize, &Option<f64>)| {
+                value.map(|value| format!("{:.1},{:.1} ", across(*place), up(value)))
+            };
+            let points: String = piece.iter().filter_map(point).collect();
+            if !points.is_empty() {
+                let _ = write!(curves, r#"<polyline class="curve thin" points="{points}"/>"#);
+            }
+        }
+        curves.push_str("</g>");
+    }
+    let height = OVER_TIME + TICKS;
+    format!(
+        r#"<svg role="img" aria-label="{label}" height="{height}">{chart}<svg viewBox="0 0 1000 {OVER_TIME}" preserveAspectRatio="none" width="100%" height="{OVER_TIME}">{curves}</svg>{labels}</svg>"#
+    )
+}
+
 /// The 1-2-5 values around what is shown.
 fn bounds(low: f64, high: f64) -> (f64, f64) {
     let below = steps().take_while(|&step| step <= low).last().unwrap_or(low);
@@ -168,6 +257,26 @@ mod tests {
             assert!((0.0..=1000.0).contains(&x.parse::<f64>().unwrap()), "{point}");
             assert!((0.0..=PLOT).contains(&y.parse::<f64>().unwrap()), "{point}");
         }
+    }
+
+    #[test]
+    fn every_line_over_time_stays_inside_the_plot_and_breaks_where_nothing_is_known() {
+        let line = |values: &[Option<f64>]| Line { name: "a".to_owned(), values: values.to_vec() };
+        for (scale, values) in
+            [(Scale::Share, [Some(0.0), None, Some(1.0)]), (Scale::Micros, [Some(0.0), None, Some(3e6)])]
+        {
+            let chart = lines("x", &scale, &[line(&values), line(&[None; 3])], 10.0, &[(0.1, 0.6)]);
+            let pieces: Vec<&str> =
+                chart.split("points=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+            assert_eq!(pieces.len(), 2, "{chart}");
+            for point in pieces.iter().flat_map(|piece| piece.split_whitespace()) {
+                let (x, y) = point.split_once(',').unwrap();
+                assert!((0.0..=1000.0).contains(&x.parse::<f64>().unwrap()), "{point}");
+                assert!((0.0..=OVER_TIME).contains(&y.parse::<f64>().unwrap()), "{point}");
+            }
+            assert!(chart.contains(r#"class="band" x="10.00%" width="50.00%""#) && !chart.contains("NaN"), "{chart}");
+        }
+        assert!(lines("x", &Scale::Share, &[], 10.0, &[]).contains("Nothing"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A gRPC echo server (`server`), a load generator (`run`) and a comparison of several targets under the same load
-//! (`compare`). The server is tonic over hyper; the client speaks gRPC straight over the `h2` crate, because it has to
+//! A gRPC echo server (`server`), a load generator (`run`), a comparison of several targets under the same load
+//! (`compare`), and the same while servers misbehave (`scenarios`). The server is tonic over hyper; the client speaks gRPC straight over the `h2` crate, because it has to
 //! outrun what it measures. Knows nothing of the agent.
 
 pub mod args;
@@ -13,6 +13,7 @@ mod pace;
 mod progress;
 pub mod report;
 pub mod run;
+pub mod scenarios;
 pub mod server;
 pub mod stats;
 mod table;
@@ -40,6 +41,7 @@ pub fn main(cli: args::Cli) -> anyhow::Result<ExitCode> {
         }
         args::Command::Run(args) => single_thread()?.block_on(run::main(args)),
         args::Command::Compare(args) => single_thread()?.block_on(compare::main(args)),
+        args::Command::Scenarios(args) => single_thread()?.block_on(scenarios::main(args)),
     }
 }
 

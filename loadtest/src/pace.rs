@@ -1,6 +1,7 @@
 //! Hands out a run's calls: as fast as they are taken (closed loop), or each when it is due (open loop). A call's latency
 //! counts from the moment given here. Wakes by a timerfd, because tokio's timers are a millisecond coarse.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -96,10 +97,7 @@ impl Tickets {
     /// Releases each call of an open loop when it is due; for ever, as the run ends by its workers.
     pub(crate) async fn pace(&self) -> std::io::Result<()> {
         let Some(interval) = self.interval else { return std::future::pending().await };
-        let timer =
-            rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        #[expect(deprecated, reason = "its successor is unsafe for the sake of owners that change their descriptor")]
-        let timer = AsyncFd::with_interest(timer, Interest::READABLE)?;
+        let alarm = Alarm::new()?;
         let mut released = 0;
         loop {
             let now = Instant::now();
@@ -112,15 +110,34 @@ impl Tickets {
                 self.due.add_permits(1);
                 return std::future::pending().await;
             }
-            let wait = self.at(released, interval).saturating_duration_since(now).max(FINEST_WAKE);
-            let value = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
-            let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
-            rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
-            let mut ready = timer.readable().await?;
-            let mut expirations = [0; 8];
-            let _ = rustix::io::read(&timer, &mut expirations);
-            ready.clear_ready();
+            alarm.after(self.at(released, interval).saturating_duration_since(now)).await?;
         }
+    }
+}
+
+/// A timer finer than tokio's.
+pub(crate) struct Alarm(AsyncFd<OwnedFd>);
+
+impl Alarm {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let timer =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        #[expect(deprecated, reason = "its successor is unsafe for the sake of owners that change their descriptor")]
+        let timer = AsyncFd::with_interest(timer, Interest::READABLE)?;
+        Ok(Self(timer))
+    }
+
+    /// Waits so long, but no less than [`FINEST_WAKE`].
+    pub(crate) async fn after(&self, wait: Duration) -> std::io::Result<()> {
+        let wait = wait.max(FINEST_WAKE);
+        let value = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
+        rustix::time::timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+        let mut ready = self.0.readable().await?;
+        let mut expirations = [0; 8];
+        let _ = rustix::io::read(&self.0, &mut expirations);
+        ready.clear_ready();
+        Ok(())
     }
 }
 

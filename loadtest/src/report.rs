@@ -103,7 +103,7 @@ impl RunReport {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         if histogram.is_empty() {
             return Self::default();
         }
@@ -141,23 +141,24 @@ pub fn align(runs: &mut [RunReport], expected: &[Endpoint]) {
     }
 }
 
-/// Prints the table, and writes the JSON where asked; with `-` stdout is the JSON's alone.
+/// Prints the table, and writes the JSON where asked.
 pub(crate) fn publish(table: &str, report: &impl Serialize, json: Option<&Path>) -> anyhow::Result<()> {
-    let text = |report| serde_json::to_string_pretty(report).context("cannot write the report as JSON");
-    match json {
-        Some(path) if path == Path::new("-") => {
-            eprint!("{table}");
-            writeln!(std::io::stdout(), "{}", text(report)?).context("cannot write to stdout")
-        }
-        Some(path) => {
-            print!("{table}");
-            write(path, &(text(report)? + "\n"))
-        }
-        None => {
-            print!("{table}");
-            Ok(())
-        }
+    print_table(table, json);
+    json.map_or(Ok(()), |path| write_json(path, report))
+}
+
+/// Prints a table; to stderr where stdout is the JSON's alone.
+pub(crate) fn print_table(table: &str, json: Option<&Path>) {
+    if json == Some(Path::new("-")) { eprint!("{table}") } else { print!("{table}") }
+}
+
+/// Writes a report as JSON; `-`: to stdout.
+pub(crate) fn write_json(path: &Path, report: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
+    if path == Path::new("-") {
+        return writeln!(std::io::stdout(), "{text}").context("cannot write to stdout");
     }
+    write(path, &(text + "\n"))
 }
 
 /// Writes a report's file.

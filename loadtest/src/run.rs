@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::args::{LoadArgs, RunArgs};
-use crate::call::{Answer, Attempt, CallSpec};
+use crate::call::{Answer, CallShape, CallSpec};
 use crate::code::Code;
-use crate::connection::{Lease, NoConnection, Slot};
+use crate::connection::Slot;
 pub use crate::pace::Limit;
 use crate::pace::Tickets;
 use crate::progress::Progress;
@@ -75,7 +75,9 @@ pub async fn run(name: &str, target: &str, load: &LoadArgs) -> anyhow::Result<Ou
         (None, Some(duration)) => Limit::For(duration),
         (None, None) => Limit::Calls(DEFAULT_CALLS),
     };
-    let spec = CallSpec::new(target, load.kind, load.messages, load.size, load.response_size, load.timeout)?;
+    let LoadArgs { kind, messages, size, response_size, timeout, .. } = *load;
+    let shape = CallShape { kind, messages, size, response_size, delay: Duration::ZERO, timeout };
+    let spec = CallSpec::new(target, &shape)?;
     let host: Arc<str> = target.into();
     let mut slots = Vec::with_capacity(load.connections);
     for _ in 0..load.connections {
@@ -102,7 +104,7 @@ pub async fn run(name: &str, target: &str, load: &LoadArgs) -> anyhow::Result<Ou
     for slot in &slots {
         connections += slot.opened().await;
     }
-    let counted = std::mem::take(&mut *shared.counted.lock().expect("no worker panicked"));
+    let counted = std::mem::take(&mut *shared.counted());
     let all_lost = counted.gave_up == load.connections * load.streams;
     let not_started = shared.tickets.total().map_or(0, |total| total - counted.tally.rpcs);
     Ok(Outcome {
@@ -133,7 +135,7 @@ async fn watch(shared: &Shared, workers: &mut JoinSet<()>, progress: Progress, s
             },
             result = &mut pace => result.context("cannot keep the schedule of --rate: the timer fails")?,
             _ = tick.tick(), if progress.is_shown() => {
-                let counted = shared.counted.lock().expect("no worker panicked");
+                let counted = shared.counted();
                 progress.update(counted.tally.rpcs, counted.tally.failed(), start.elapsed());
             }
             _ = interrupt.recv() => {
@@ -191,7 +193,8 @@ impl Counted {
 async fn work(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut lease = slot.lease().await;
     while let Some(since) = shared.tickets.take().await {
-        let call = shared.call(&slot, &mut lease);
+        let mut on_head = |_: &Answer| {};
+        let call = shared.spec.complete(&slot, &mut lease, &mut on_head, || shared.counted().resent += 1);
         let answer = match shared.timeout {
             Duration::ZERO => call.await,
             timeout => {
@@ -199,7 +202,7 @@ async fn work(shared: Arc<Shared>, slot: Arc<Slot>) {
                 answer.unwrap_or_else(|_| Some(Answer::local(Code::DEADLINE_EXCEEDED)))
             }
         };
-        let mut counted = shared.counted.lock().expect("no worker panicked");
+        let mut counted = shared.counted();
         match answer {
             Some(answer) => counted.count(answer, since.elapsed()),
             None => {
@@ -211,26 +214,7 @@ async fn work(shared: Arc<Shared>, slot: Arc<Slot>) {
 }
 
 impl Shared {
-    /// Makes one call to its end. As gRPC clients do: what never left goes out again on the next connection, what the
-    /// server says it has not processed goes out once more. None: it never left, and there is no other connection.
-    async fn call(&self, slot: &Slot, lease: &mut Lease) -> Option<Answer> {
-        let mut processed_never = false;
-        loop {
-            let (left, connection_ends) = match self.spec.attempt(&mut lease.sender).await {
-                Attempt::Ended(answer) => return Some(answer),
-                Attempt::NotStarted => (false, true),
-                Attempt::Unprocessed { .. } if processed_never => return Some(Answer::local(Code::UNAVAILABLE)),
-                Attempt::Unprocessed { connection_ends } => (true, connection_ends),
-            };
-            processed_never |= left;
-            if connection_ends {
-                match slot.successor(lease).await {
-                    Ok(successor) => *lease = successor,
-                    Err(NoConnection::Gone) if !left => return None,
-                    Err(_) => return Some(Answer::local(Code::UNAVAILABLE)),
-                }
-            }
-            self.counted.lock().expect("no worker panicked").resent += 1;
-        }
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().expect("no worker panicked")
     }
 }

@@ -1,8 +1,12 @@
 //! `loadtest server`: TCP connections in, gRPC answers out. Owns the listeners, a connection's age and the graceful end
-//! (GOAWAY, finish what runs, close); what a call means is in `echo`, metadata in `metadata`.
+//! (GOAWAY, finish what runs, close); what a call means is in `echo`, metadata in `metadata`, how many calls are worked on
+//! at a time in `slots`. With a control listener it misbehaves on demand: `control` hears what, `behaviour` does it.
 
+mod behaviour;
+mod control;
 mod echo;
 mod metadata;
+mod slots;
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -29,6 +33,10 @@ use crate::args::ServerArgs;
 use crate::code::Code;
 use crate::proto::echo_server::EchoServer;
 use crate::units::DelaySpan;
+use behaviour::Conduct;
+pub use behaviour::{Behaviour, Failure};
+pub use control::Account;
+use slots::Slots;
 
 /// Connect storms overflow a short queue, and each overflow costs a client a second of SYN retries.
 const BACKLOG: i32 = 4096;
@@ -39,6 +47,9 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// Above HTTP/2's 64 KiB, so that what is measured is not the wait for window updates.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Out of descriptors, the kernel keeps connections queued: waiting loses nothing.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the server answers, beside what each request asks for.
 #[derive(Clone, Debug, Default)]
@@ -55,12 +66,25 @@ pub struct ServerOptions {
     pub max_connection_age: Option<Duration>,
     /// SETTINGS_MAX_CONCURRENT_STREAMS; none: no limit, as gRPC servers have it.
     pub max_concurrent_streams: Option<u32>,
+    /// Calls that are worked on at a time; the others wait in order. None: all at once.
+    pub slots: Option<usize>,
+    /// How long a call is worked on before its first answer.
+    pub service_time: DelaySpan,
 }
 
 /// Bound listeners, not yet serving.
 pub struct Server {
     listeners: Vec<TcpListener>,
-    options: Arc<ServerOptions>,
+    control: Option<TcpListener>,
+    options: ServerOptions,
+}
+
+/// What all connections share.
+struct Shared {
+    options: ServerOptions,
+    slots: Option<Slots>,
+    /// Only where there is a control listener.
+    conduct: Option<Arc<Conduct>>,
 }
 
 impl Server {
@@ -73,7 +97,16 @@ impl Server {
                     .with_context(|| format!("cannot listen on {address}; choose a free address with --listen"))
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { listeners, options: Arc::new(options) })
+        Ok(Self { listeners, control: None, options })
+    }
+
+    /// Adds the listener by which tests change how the server behaves. Gives its address.
+    pub fn add_control(&mut self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let listener = listen(address)
+            .with_context(|| format!("cannot listen on {address}; choose a free address with --control"))?;
+        let bound = listener.local_addr()?;
+        self.control = Some(listener);
+        Ok(bound)
     }
 
     /// Where it listens, with the ports that the kernel chose for port 0.
@@ -86,9 +119,17 @@ impl Server {
         let (drain, draining) = watch::channel(());
         // Every connection holds a sender: when `closed` yields None, the last one is gone.
         let (alive, mut closed) = mpsc::channel::<Infallible>(1);
+        let shared = Arc::new(Shared {
+            slots: self.options.slots.map(Slots::new),
+            conduct: self.control.is_some().then(Arc::default),
+            options: self.options,
+        });
         let mut accepting = tokio::task::JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(listener, self.options.clone(), draining.clone(), alive.clone()));
+            accepting.spawn(accept(listener, shared.clone(), draining.clone(), alive.clone()));
+        }
+        if let (Some(listener), Some(conduct)) = (self.control, shared.conduct.clone()) {
+            accepting.spawn(control::accept(listener, control::Control { shared, conduct }));
         }
         drop((alive, draining));
         stop.await;
@@ -101,9 +142,12 @@ impl Server {
 /// The command: serves until SIGTERM or SIGINT.
 pub(crate) async fn main(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let grace = args.grace;
-    let server = Server::bind(&args.listen, args.options())?;
+    let mut server = Server::bind(&args.listen, args.options())?;
     for address in server.addresses()? {
         println!("listening on {address} as pod {}", server.options.pod);
+    }
+    if let Some(address) = args.control {
+        println!("control on {}", server.add_control(address)?);
     }
     let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -151,32 +195,45 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(
     listener: TcpListener,
-    options: Arc<ServerOptions>,
+    shared: Arc<Shared>,
     draining: watch::Receiver<()>,
     alive: mpsc::Sender<Infallible>,
 ) {
+    let entered = shared.conduct.as_ref().map(|conduct| conduct.enter(&listener)).transpose();
+    let _entered = entered.inspect_err(|error| eprintln!("a black hole will not swallow the listener: {error}"));
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (options, draining, alive) = (options.clone(), draining.clone(), alive.clone());
+                let (shared, draining, alive) = (shared.clone(), draining.clone(), alive.clone());
                 tokio::spawn(async move {
                     // A connection that breaks is its client's business.
-                    let _ = serve_connection(stream, peer, options, draining).await;
+                    let _ = serve_connection(stream, peer, shared, draining).await;
                     drop(alive);
                 });
             }
             Err(error) => {
-                // Out of descriptors: the kernel keeps the connection queued, so waiting loses nothing.
                 eprintln!("cannot accept: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
+impl Shared {
+    /// How many times as long a call takes now.
+    fn slow(&self) -> f64 {
+        self.conduct.as_ref().map_or(1.0, |conduct| conduct.slow())
+    }
+
+    /// Whether the next call fails, and how.
+    fn failure(&self) -> Option<Failure> {
+        self.conduct.as_ref()?.failure()
+    }
+}
+
 /// What every call on one connection shares.
 struct Link {
-    options: Arc<ServerOptions>,
+    shared: Arc<Shared>,
     /// As `x-sluice-pod` and `x-sluice-endpoint` carry them.
     pod: HeaderValue,
     endpoint: HeaderValue,
@@ -187,15 +244,18 @@ struct Link {
 async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
-    options: Arc<ServerOptions>,
+    shared: Arc<Shared>,
     mut draining: watch::Receiver<()>,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
+    let conduct = shared.conduct.as_ref();
+    let _entered = conduct.map(|conduct| conduct.enter(&stream)).transpose()?;
+    let options = &shared.options;
     let link = Arc::new(Link {
         pod: HeaderValue::from_str(&options.pod)?,
         endpoint: HeaderValue::from_str(&canonical(stream.local_addr()?).to_string())?,
         peer: canonical(peer).to_string(),
-        options: options.clone(),
+        shared: shared.clone(),
     });
     let grpc = EchoServer::new(echo::Echo::new(link.clone())).max_decoding_message_size(MAX_MESSAGE);
     let service = service_fn(move |request| metadata::answer(grpc.clone(), link.clone(), request));
@@ -213,14 +273,27 @@ async fn serve_connection(
             None => pending().await,
         }
     };
-    let ending = async {
+    let mut ending = pin!(async {
         tokio::select! { () = old_age => {}, _ = draining.changed() => {} }
-    };
-    tokio::select! {
-        result = connection.as_mut() => return Ok(result?),
-        () = ending => connection.as_mut().graceful_shutdown(),
+    });
+    let mut told = false;
+    loop {
+        let swallowed = async {
+            match conduct {
+                Some(conduct) => conduct.until_swallowed(true).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            result = connection.as_mut() => return Ok(result?),
+            // All writing is done by the connection's future: while nobody polls it, nothing new leaves.
+            () = swallowed => if let Some(conduct) = conduct { conduct.until_swallowed(false).await },
+            () = ending.as_mut(), if !told => {
+                connection.as_mut().graceful_shutdown();
+                told = true;
+            }
+        }
     }
-    Ok(connection.await?)
 }
 
 /// `::ffff:10.1.0.3` is shown as `10.1.0.3`.

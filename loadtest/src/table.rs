@@ -67,7 +67,7 @@ fn notes(runs: &[RunReport]) -> String {
 }
 
 /// First column to the left, the others to the right, the first row underlined.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -95,11 +95,11 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-fn micros(value: Option<u64>) -> String {
+pub(crate) fn micros(value: Option<u64>) -> String {
     or_dash(value.map(|value| Micros(value as f64)))
 }
 
-fn or_dash(value: Option<impl Display>) -> String {
+pub(crate) fn or_dash(value: Option<impl Display>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| value.to_string())
 }
 

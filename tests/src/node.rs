@@ -36,6 +36,9 @@ const NODE_SETTINGS: &[(&str, &str)] = &[
 const BRIDGE_SETTINGS: &[(&str, &str)] =
     &[("bridge/bridge-nf-call-iptables", "0"), ("bridge/bridge-nf-call-ip6tables", "0")];
 
+/// The bridge's own address: locally administered.
+const MAC: &str = "0a:58:0a:f4:00:01";
+
 /// The cgroup of what runs on the node outside of pods, below the node's own.
 const SYSTEM: &str = "system";
 
@@ -203,9 +206,11 @@ impl Inner {
         }
         let (bridge, gateway4, gateway6) = (Self::BRIDGE, Self::GATEWAY4, Self::GATEWAY6);
         // The routes to the ClusterIPs are for connects of the node itself, which need one before they meet the DNAT.
+        // A bridge without an address of its own takes the lowest of its ports': it would change with the pods that come and
+        // go, and the others would talk to an address that is gone until they ask again. CNI's bridge has one, too.
         let links = format!(
             "link set lo up
-link add {bridge} type bridge stp_state 0 mcast_snooping 0
+link add {bridge} address {MAC} type bridge stp_state 0 mcast_snooping 0
 addr add {gateway4}/16 dev {bridge}
 addr add {gateway6}/64 dev {bridge} nodad
 link set {bridge} up

@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod manifests;
 mod node;
+mod scenarios;
 mod scene;
 mod test;
 
@@ -32,6 +33,8 @@ enum Task {
     Demo(demo::Options),
     /// Measure what a call costs in sluice and in HAProxy
     Bench(bench::Options),
+    /// Slow, failing, vanished and flapping pods, roll-outs, bursts and long streams: kube-proxy, sluice and Envoy side by side
+    Scenarios(scenarios::Options),
     /// A simulated node as a playground
     #[command(subcommand)]
     Node(NodeTask),
@@ -77,6 +80,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Scenarios(options) => scenarios::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
         Task::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Manifests(options) => manifests::run(&options).map(|()| ExitCode::SUCCESS),

@@ -273,7 +273,17 @@ mod tests {
     fn every_test_file_is_a_target() {
         let targets = test_targets(&host::workspace().join("tests/tests")).unwrap();
         let clusters = ["cluster", "cluster_clean_up"];
-        let others = ["conformance", "differential", "interop", "kernel", "manifests", "node", "promises", "stress"];
+        let others = [
+            "conformance",
+            "differential",
+            "interop",
+            "kernel",
+            "manifests",
+            "node",
+            "promises",
+            "scenarios",
+            "stress",
+        ];
         let all = [&["abuse", "check", "clean_up", "clients"][..], &clusters, &others].concat();
         assert_eq!(targets, all);
     }

@@ -27,7 +27,7 @@ impl Echo {
         Self { link }
     }
 
-    /// `--delay` and `--error-rate`, before anything else of a call.
+    /// `--delay`, `--error-rate`, and the work of `--service-time`, before anything else of a call.
     async fn admit<T>(&self, request: &Request<T>) -> Result<Call, Status> {
         let call = Call {
             link: self.link.clone(),
@@ -35,7 +35,7 @@ impl Echo {
             received_messages: 0,
             received_bytes: 0,
         };
-        let options = &self.link.options;
+        let options = &self.link.shared.options;
         let (delay, fails) = fastrand_with(|rng| {
             (options.delay.sample(rng), options.error_rate > 0.0 && rng.f64() < options.error_rate)
         });
@@ -44,6 +44,7 @@ impl Echo {
             let code = options.error_code.map_or(Code::Unavailable, |code| Code::from_i32(code.index() as i32));
             return Err(Status::new(code, "one of the failures that --error-rate asks for"));
         }
+        call.work().await?;
         Ok(call)
     }
 }
@@ -137,6 +138,27 @@ impl Call {
         self.wait(Duration::from_millis(message.delay_ms.into())).await
     }
 
+    /// Is worked on for the service time, in a slot where they are limited; at most until the client's deadline.
+    async fn work(&self) -> Result<(), Status> {
+        let shared = &self.link.shared;
+        let span = shared.options.service_time;
+        if span.most.is_zero() {
+            return Ok(());
+        }
+        let takes = || fastrand_with(|rng| span.sample(rng)).mul_f64(shared.slow());
+        let Some(slots) = &shared.slots else { return self.wait(takes()).await };
+        let work = slots.work(takes);
+        match self.deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.at, work)
+                .await
+                .map_err(|_| Status::deadline_exceeded("the deadline passed before the call was worked on to its end")),
+            None => {
+                work.await;
+                Ok(())
+            }
+        }
+    }
+
     /// Waits, at most until the client's deadline, which then is the call's end.
     async fn wait(&self, delay: Duration) -> Result<(), Status> {
         if delay.is_zero() {
@@ -169,7 +191,7 @@ impl Call {
         };
         Ok(EchoResponse {
             payload,
-            pod: self.link.options.pod.clone(),
+            pod: self.link.shared.options.pod.clone(),
             peer: self.link.peer.clone(),
             received_messages: self.received_messages,
             received_bytes: self.received_bytes,

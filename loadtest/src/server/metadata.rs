@@ -14,8 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower_service::Service;
 
-use super::Link;
 use super::echo::{Deadline, Echo};
+use super::{Failure, Link};
 use crate::proto::echo_server::EchoServer;
 
 const POD: HeaderName = HeaderName::from_static("x-sluice-pod");
@@ -36,6 +36,9 @@ pub(super) async fn answer(
     let headers = echoed(request.headers(), |name| !name.starts_with("x-echo-trailer-"));
     let mut trailers = echoed(request.headers(), |name| name.starts_with("x-echo-trailer-"));
     trailers.insert(TRAILER, HeaderValue::from_static("end"));
+    if let Some(failure) = link.shared.failure() {
+        return Ok(failed(&link, failure, request.into_body(), headers, trailers).await);
+    }
     if let Some(deadline) = Deadline::of(request.headers()) {
         request.extensions_mut().insert(deadline);
     }
@@ -64,6 +67,32 @@ async fn not_grpc(link: &Link, mut body: Incoming) -> Response<WithTrailers> {
     response
 }
 
+/// What a server that was told to fail answers, as soon as there is a message.
+async fn failed(
+    link: &Link,
+    failure: Failure,
+    mut body: Incoming,
+    headers: HeaderMap,
+    mut trailers: HeaderMap,
+) -> Response<WithTrailers> {
+    // A whole unary request is read by that, so that the answer's end is the call's and needs no reset.
+    let _ = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+    trailers.insert(GRPC_STATUS, HeaderValue::from(failure.code.index()));
+    trailers.insert("grpc-message", HeaderValue::from_static("told to fail by the control listener"));
+    let mut response = Response::new(WithTrailers { body: tonic::body::Body::empty(), trailers: None });
+    let head = response.headers_mut();
+    head.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    head.insert(POD, link.pod.clone());
+    head.insert(ENDPOINT, link.endpoint.clone());
+    head.extend(headers);
+    if failure.after_headers {
+        response.body_mut().trailers = Some(trailers);
+    } else {
+        response.headers_mut().extend(trailers);
+    }
+    response
+}
+
 /// The `x-echo-*` fields whose names pass, values untouched, duplicates in order.
 fn echoed(headers: &HeaderMap, passes: impl Fn(&str) -> bool) -> HeaderMap {
     let mut echoed = HeaderMap::new();
@@ -75,7 +104,7 @@ fn echoed(headers: &HeaderMap, passes: impl Fn(&str) -> bool) -> HeaderMap {
     echoed
 }
 
-/// A response body with more trailers than tonic knows of.
+/// A response body with more trailers than tonic knows of, or with trailers alone.
 pub(super) struct WithTrailers {
     body: tonic::body::Body,
     /// None once sent, or in a Trailers-Only response.
@@ -87,22 +116,23 @@ impl Body for WithTrailers {
     type Error = tonic::Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)?) else { return Poll::Ready(None) };
-        let frame = match frame.into_trailers() {
-            Ok(mut own) => {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)?).map(Frame::into_trailers) {
+            Some(Ok(mut own)) => {
                 own.extend(self.trailers.take().unwrap_or_default());
-                Frame::trailers(own)
+                Some(Frame::trailers(own))
             }
-            Err(data) => data,
+            Some(Err(data)) => Some(data),
+            None => self.trailers.take().map(Frame::trailers),
         };
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.trailers.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // An exact size would become a content-length, which a response that ends in trailers does not have.
+        if self.trailers.is_some() { SizeHint::default() } else { self.body.size_hint() }
     }
 }

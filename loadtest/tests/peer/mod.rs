@@ -15,19 +15,21 @@ use tokio::task::JoinHandle;
 
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
+    pub(crate) control: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
 }
 
 impl TestServer {
     pub(crate) async fn start(options: ServerOptions) -> Self {
-        let server = Server::bind(&[SocketAddr::from(([127, 0, 0, 1], 0))], options).unwrap();
-        let address = server.addresses().unwrap()[0];
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server::bind(&[any], options).unwrap();
+        let (address, control) = (server.addresses().unwrap()[0], server.add_control(any).unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(server.serve(async {
             let _ = stopped.await;
         }));
-        Self { address, stop: Some(stop), serving }
+        Self { address, control, stop: Some(stop), serving }
     }
 
     pub(crate) fn stop(&mut self) {
