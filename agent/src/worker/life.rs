@@ -12,11 +12,9 @@ use super::event_loop::{Conn, Kind, Worker};
 
 /// Fewer lost packets in a row than this prove nothing.
 const TRIES: u32 = 3;
-/// An endpoint gets no new calls after so many tries without an answer, the second of which the kernel makes 0.6 s after the
-/// first packet; it may still come back, and the calls that it has wait on.
-const STALLED_TRIES: u32 = 2;
-/// And after so long without a word from it.
-const STALLED_AFTER: Duration = Duration::from_millis(500);
+/// An endpoint gets no new calls that has left a retransmission, 0.2 s after the first packet, unanswered for so long; it may
+/// still come back, and the calls that it has wait on.
+const STALLED_AFTER: Duration = Duration::from_millis(400);
 const LOOK_FOR_STALLS: Duration = Duration::from_millis(200);
 /// Keepalive probes that go unanswered before an idle connection breaks.
 const IDLE_TRIES: u32 = 3;
@@ -30,6 +28,8 @@ pub(super) struct Life {
     owed: bool,
     /// Tries have been unanswered since.
     silent_since: Option<Instant>,
+    /// The same, as the looks for stalls saw it.
+    stalled_since: Option<Instant>,
 }
 
 /// The kernel's account of one connection. Measured on Linux 6.18 with the first packet lost at 0 s:
@@ -63,14 +63,16 @@ impl Life {
     }
 
     /// Whether the peer has lately left tries unanswered.
-    pub(super) fn is_stalled(&mut self, socket: &impl AsFd) -> bool {
-        if !self.owed {
+    pub(super) fn is_stalled(&mut self, socket: &impl AsFd, now: Instant) -> bool {
+        let Some(account) = self.owed.then(|| account(socket).ok()).flatten() else { return false };
+        self.owed = account.owed;
+        if !account.owed || account.unanswered == 0 {
+            self.stalled_since = None;
             return false;
         }
-        account(socket).is_ok_and(|account| {
-            self.owed = account.owed;
-            account.owed && account.unanswered >= STALLED_TRIES && account.heard >= STALLED_AFTER
-        })
+        let since = *self.stalled_since.get_or_insert(now);
+        // It may have been heard between two looks.
+        now.duration_since(since).min(account.heard) >= STALLED_AFTER
     }
 
     fn judge(&mut self, account: &Account, now: Instant, gone_after: Duration) -> bool {
@@ -115,7 +117,7 @@ impl Worker {
             return;
         }
         self.looked_for_stalls = now;
-        for key in self.io.conns.keys_mut(Conn::has_stalled) {
+        for key in self.io.conns.keys_mut(|conn| conn.has_stalled(now)) {
             let Some(conn) = self.io.conns.get_mut(key) else { continue };
             let (pod_key, Kind::Http2(link)) = (conn.pod, &mut conn.kind) else { continue };
             link.stalled = true;
@@ -128,9 +130,9 @@ impl Worker {
 }
 
 impl Conn {
-    fn has_stalled(&mut self) -> bool {
+    fn has_stalled(&mut self, now: Instant) -> bool {
         match &self.kind {
-            Kind::Http2(link) if link.to_endpoint && !link.stalled => self.socket.has_stalled(),
+            Kind::Http2(link) if link.to_endpoint && !link.stalled => self.socket.has_stalled(now),
             Kind::Http2(_) | Kind::Relay(_) => false,
         }
     }

@@ -142,8 +142,8 @@ impl Socket {
     }
 
     /// Whether its peer has left the last tries unanswered.
-    pub(super) fn has_stalled(&mut self) -> bool {
-        !self.connecting && self.life.is_stalled(&self.stream)
+    pub(super) fn has_stalled(&mut self, now: Instant) -> bool {
+        !self.connecting && self.life.is_stalled(&self.stream, now)
     }
 
     /// Ends our sending direction. A socket that is already broken says so at the next read.
