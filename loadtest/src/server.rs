@@ -48,6 +48,10 @@ const MAX_MESSAGE: usize = 64 << 20;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// Calls given up before they were seen that a connection may bring at a time. As many as arrive at once when a black hole
+/// ends; h2's own limit of 20 would close the connection then, which other gRPC servers do not.
+const RESETS: usize = 1 << 20;
+
 /// Out of descriptors, the kernel keeps connections queued: waiting loses nothing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -264,7 +268,8 @@ async fn serve_connection(
         .auto_date_header(false)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(options.max_concurrent_streams);
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .max_pending_accept_reset_streams(RESETS);
     // Buffered: bytes left unread in the kernel would turn the close after an invalid preface into a reset.
     let mut connection = pin!(http.serve_connection(TokioIo::new(BufReader::new(stream)), service));
     let old_age = async {
