@@ -15,6 +15,7 @@ mod relay;
 mod report;
 mod services;
 mod socket;
+mod tcp_info;
 mod timers;
 mod turns;
 
@@ -33,7 +34,7 @@ use crate::detect::Patience;
 use crate::splitter::Limits;
 use crate::table::Change;
 
-pub use report::{EndpointReport, PodReport, Report, ServiceReport};
+pub use report::{EndpointConnections, EndpointReport, PodReport, Report, ServiceReport};
 
 /// Takes a redirected connection's original destination out of the kernel: the pod's namespace and the peer's address as
 /// `accept` gave it. None: the connection is not one that we redirected.

@@ -10,7 +10,7 @@ use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
 use crate::splitter::Bound;
 use crate::table::{LeftAlone, Problem, Service};
-use crate::worker::{PodReport, Report};
+use crate::worker::{EndpointConnections, PodReport, Report, ServiceReport};
 
 pub(super) fn page(view: &View) -> String {
     // A string takes whatever is written, and no key of the page is anything but a string.
@@ -107,10 +107,12 @@ fn traffic(report: &PodReport) -> Value {
         "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
         "ejected": report.ejected.iter().map(ejected).collect::<Value>(),
+        "endpoints": report.endpoints.iter().map(connections).collect::<Value>(),
         "open_streams": report.splitter.open_streams,
         "streams": report.splitter.streams,
         "streams_failed": report.splitter.streams_failed,
         "streams_replayed": report.splitter.streams_replayed,
+        "replays_denied": report.splitter.replays_denied,
         "protocol_errors": report.splitter.protocol_errors,
         "floods": report.splitter.floods,
         "limited": Bound::ALL.iter().map(|it| (it.name(), report.splitter.limited.get(*it))).collect::<BTreeMap<_, _>>(),
@@ -119,6 +121,35 @@ fn traffic(report: &PodReport) -> Value {
 
 fn ejected(endpoint: &EjectedEndpoint) -> Value {
     json!({ "address": endpoint.addr.to_string(), "cause": endpoint.cause.name(), "failures": endpoint.failures })
+}
+
+fn connections(endpoint: &EndpointConnections) -> Value {
+    json!({
+        "address": endpoint.addr.to_string(),
+        "connections": endpoint.connections,
+        "rtt_us": endpoint.rtt.as_micros() as u64,
+        "retransmits": endpoint.retransmits,
+        "unacknowledged": endpoint.unacknowledged,
+    })
+}
+
+/// How a worker spreads the calls of a Service.
+pub(super) fn spread(service: &ServiceReport) -> Value {
+    let endpoints = service.endpoints.iter().map(|endpoint| {
+        json!({
+            "address": endpoint.addr.to_string(),
+            "open": endpoint.open,
+            "picked": endpoint.picked,
+            "failed": endpoint.failed,
+            "latency_us": endpoint.latency.map(|latency| latency.as_micros() as u64),
+            "weight": endpoint.weight,
+        })
+    });
+    json!({
+        "name": service.name.to_string(),
+        "address": service.addr.to_string(),
+        "endpoints": endpoints.collect::<Value>(),
+    })
 }
 
 fn problem(problem: &Problem) -> Value {
@@ -136,5 +167,6 @@ fn worker(index: usize, view: &View) -> Value {
         "worker": index,
         "answers": report.is_some(),
         "pods": report.map(|report| report.pods.len()),
+        "services": report.map(|report| report.services.iter().map(spread).collect::<Value>()),
     })
 }

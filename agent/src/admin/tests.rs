@@ -1,6 +1,7 @@
 //! The pages as functions of what the loop and the workers say, and over a socket.
 
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +11,7 @@ use super::*;
 use crate::addr::{EndpointAddr, ServiceAddr};
 use crate::balance::{Cause, EjectedEndpoint};
 use crate::table::{Endpoint, LeftAlone, Place, Policy, Reason, Scope, Service, ServicePortName};
+use crate::worker::{EndpointConnections, EndpointReport, ServiceReport};
 
 fn snapshot(state: State) -> Snapshot {
     let mut built = Built::default();
@@ -80,13 +82,44 @@ fn a_workers_report_is_joined_to_its_pods() {
             cause: Cause::Unreachable,
             failures: 3,
         }],
+        endpoints: vec![EndpointConnections {
+            addr: EndpointAddr::new(([10, 1, 0, 3], 50051).into()),
+            connections: 2,
+            rtt: Duration::from_micros(250),
+            retransmits: 7,
+            unacknowledged: 1,
+        }],
         splitter: crate::splitter::Stats { streams: 40, open_streams: 3, ..Default::default() },
     };
-    let reports = vec![Some(Report { worker: 0, pods: vec![report], services: Vec::new() })];
+    let endpoint = EndpointReport {
+        addr: EndpointAddr::new(([10, 1, 0, 3], 50051).into()),
+        open: 2,
+        picked: 40,
+        failed: 1,
+        latency: Some(Duration::from_millis(5)),
+        weight: 0.25,
+    };
+    let spread = ServiceReport {
+        addr: ServiceAddr::new(([10, 96, 0, 10], 50051).into()),
+        name: ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "grpc".into() },
+        endpoints: vec![endpoint],
+    };
+    let reports = vec![Some(Report { worker: 0, pods: vec![report], services: vec![spread.clone()] })];
     let view = View { snapshot: snapshot(State::Ready), reports };
     let page: Value = serde_json::from_str(&status::page(&view)).unwrap();
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
+    let connections = &page["pods"][0]["traffic"]["endpoints"][0];
+    assert_eq!(
+        *connections,
+        json!({ "address": "10.1.0.3:50051", "connections": 2, "rtt_us": 250, "retransmits": 7, "unacknowledged": 1 })
+    );
+    assert_eq!(
+        status::spread(&spread)["endpoints"][0],
+        json!({
+            "address": "10.1.0.3:50051", "open": 2, "picked": 40, "failed": 1, "latency_us": 5000, "weight": 0.25
+        })
+    );
     assert_eq!(page["pods"][0]["traffic"]["limited"]["resets"], 0);
     assert_eq!(
         page["pods"][0]["traffic"]["ejected"][0],

@@ -26,8 +26,8 @@ const WRITTEN: usize = 16;
 pub(super) struct Link {
     pub(super) id: ConnId,
     phase: Phase,
-    /// We dialled it.
-    pub(super) to_endpoint: bool,
+    /// Where we dialled it to.
+    pub(super) endpoint: Option<EndpointAddr>,
     /// The splitter was told that the peer does not answer.
     pub(super) stalled: bool,
     /// Ended by the peer.
@@ -53,8 +53,12 @@ enum Phase {
 }
 
 impl Link {
-    fn new(id: ConnId, phase: Phase) -> Self {
-        Self { id, phase, to_endpoint: phase == Phase::Connecting, stalled: false, ended: false, appetite: SMALL_TURN }
+    fn accepted(id: ConnId) -> Self {
+        Self { id, phase: Phase::Open, endpoint: None, stalled: false, ended: false, appetite: SMALL_TURN }
+    }
+
+    fn dialled(id: ConnId, endpoint: EndpointAddr) -> Self {
+        Self { phase: Phase::Connecting, endpoint: Some(endpoint), ..Self::accepted(id) }
     }
 }
 
@@ -72,7 +76,7 @@ impl Worker {
         if let Some(draining) = &self.draining {
             splitter.drain(io.now, None, draining.until);
         }
-        conn.kind = Kind::Http2(Link::new(id, Phase::Open));
+        conn.kind = Kind::Http2(Link::accepted(id));
         let pod_key = conn.pod;
         remember(pod, id, key);
         io.turns.wake(pod_key);
@@ -236,7 +240,7 @@ impl Io {
     }
 
     fn dial_link(&mut self, pod: &mut PodState, pod_key: Key, id: ConnId, to: EndpointAddr) {
-        let link = Link::new(id, Phase::Connecting);
+        let link = Link::dialled(id, to);
         let key = match dial(&self.home, pod.netns.as_fd(), to.socket_addr(), self.settings.gone_after) {
             Ok(stream) => self.add(pod_key, Socket::dialled(stream), Kind::Http2(link)),
             Err(error) => {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::event_loop::{Conn, Kind, Worker};
+use super::tcp_info;
 
 /// Fewer lost packets in a row than this prove nothing.
 const TRIES: u32 = 3;
@@ -132,7 +133,7 @@ impl Worker {
 impl Conn {
     fn has_stalled(&mut self, now: Instant) -> bool {
         match &self.kind {
-            Kind::Http2(link) if link.to_endpoint && !link.stalled => self.socket.has_stalled(now),
+            Kind::Http2(link) if link.endpoint.is_some() && !link.stalled => self.socket.has_stalled(now),
             Kind::Http2(_) | Kind::Relay(_) => false,
         }
     }
@@ -169,35 +170,14 @@ pub(super) fn set_options(socket: &SockRef<'_>, gone_after: Duration) -> io::Res
     Ok(())
 }
 
-/// `struct tcp_info` up to the last field that is needed; the libc crate's ends earlier. A kernel that knows less leaves
-/// the rest at zero.
-#[repr(C)]
-struct TcpInfo {
-    first: libc::tcp_info,
-    pacing_rate_to_bytes_received: [u64; 4],
-    segs_out_and_in: [u32; 2],
-    notsent_bytes: u32,
-}
-
 fn account(socket: &impl AsFd) -> io::Result<Account> {
-    // SAFETY: all fields are integers, for which zero is a value.
-    let mut info: TcpInfo = unsafe { std::mem::zeroed() };
-    let mut size = size_of::<TcpInfo>() as libc::socklen_t;
-    let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: both pointers are to locals that outlive the call, and `size` is the size of what the first points to.
-    let returned =
-        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size) };
-    if returned != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let TcpInfo { first, notsent_bytes, .. } = info;
-    let heard = first.tcpi_last_ack_recv.min(first.tcpi_last_data_recv);
+    let info = tcp_info::of(socket)?;
     // A peer that shrinks its window answers retransmissions without taking them.
-    let repeated = first.tcpi_unacked > 0 && first.tcpi_last_data_sent < heard;
+    let repeated = info.unacknowledged > 0 && info.sent_before < info.heard_before;
     Ok(Account {
-        owed: first.tcpi_unacked > 0 || notsent_bytes > 0,
-        unanswered: if repeated { u32::from(first.tcpi_retransmits) } else { 0 } + u32::from(first.tcpi_probes),
-        heard: Duration::from_millis(heard.into()),
+        owed: info.unacknowledged > 0 || info.unsent_bytes > 0,
+        unanswered: if repeated { info.retransmits } else { 0 } + info.probes,
+        heard: info.heard_before,
     })
 }
 

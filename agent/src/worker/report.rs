@@ -1,11 +1,14 @@
 //! What a worker has open, as a snapshot for `status` and metrics. It counts on demand and costs nothing in between.
 
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::arena::Key;
 use super::event_loop::{Kind, Worker};
+use super::tcp_info;
 use crate::addr::{EndpointAddr, NetnsCookie, ServiceAddr};
-use crate::balance::EjectedEndpoint;
+use crate::balance::{EjectedEndpoint, EndpointLoad};
 use crate::splitter::{Splitter, Stats};
 use crate::table::ServicePortName;
 
@@ -37,7 +40,22 @@ pub struct PodReport {
     pub dials_failed: u64,
     /// Endpoints that could not be dialled from this pod and get nothing of it now, as long as others can.
     pub ejected: Vec<EjectedEndpoint>,
+    /// Endpoints that it has HTTP/2 connections to.
+    pub endpoints: Vec<EndpointConnections>,
     pub splitter: Stats,
+}
+
+/// A pod's HTTP/2 connections to one endpoint, as the kernel accounts for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointConnections {
+    pub addr: EndpointAddr,
+    pub connections: usize,
+    /// The longest of them.
+    pub rtt: Duration,
+    /// Segments sent again, since the connections began.
+    pub retransmits: u64,
+    /// Segments that are not acknowledged now.
+    pub unacknowledged: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +70,30 @@ pub struct EndpointReport {
     pub addr: EndpointAddr,
     /// Streams and opaque connections open on it now.
     pub open: u32,
+    /// How often it was chosen.
+    pub picked: u64,
+    /// Calls that failed there by its own fault, or seemingly.
+    pub failed: u64,
+    /// The usual time until it answers a call; none: too few to say.
+    pub latency: Option<Duration>,
+    /// The share of a turn that it gets, from 0 to 1.
+    pub weight: f32,
+}
+
+impl PodReport {
+    fn count(&mut self, addr: EndpointAddr, info: &tcp_info::Info) {
+        let at = self.endpoints.binary_search_by_key(&addr, |endpoint| endpoint.addr).unwrap_or_else(|at| {
+            let new =
+                EndpointConnections { addr, connections: 0, rtt: Duration::ZERO, retransmits: 0, unacknowledged: 0 };
+            self.endpoints.insert(at, new);
+            at
+        });
+        let endpoint = &mut self.endpoints[at];
+        endpoint.connections += 1;
+        endpoint.rtt = endpoint.rtt.max(info.rtt);
+        endpoint.retransmits += u64::from(info.all_retransmits);
+        endpoint.unacknowledged += u64::from(info.unacknowledged);
+    }
 }
 
 impl Worker {
@@ -59,8 +101,15 @@ impl Worker {
         let services = self.services.dialled().map(|load| {
             let service = load.service();
             let endpoints = load.endpoints();
-            let endpoints =
-                endpoints.iter().map(|load| EndpointReport { addr: load.addr(), open: load.open() }).collect();
+            let report = |endpoint: &Rc<EndpointLoad>| EndpointReport {
+                addr: endpoint.addr(),
+                open: endpoint.open(),
+                picked: endpoint.picked(),
+                failed: endpoint.failed(),
+                latency: endpoint.latency(),
+                weight: load.weight(self.io.now, endpoint),
+            };
+            let endpoints = endpoints.iter().map(report).collect();
             ServiceReport { addr: service.addr, name: service.name.clone(), endpoints }
         });
         let mut pods: Vec<(Key, PodReport)> = self
@@ -79,6 +128,7 @@ impl Worker {
                     accepts_failed: pod.accepts_failed,
                     dials_failed: pod.dials_failed,
                     ejected: pod.reach.ejected(),
+                    endpoints: Vec::new(),
                     splitter: pod.splitter.as_ref().map(Splitter::stats).unwrap_or_default(),
                 };
                 (key, report)
@@ -88,7 +138,12 @@ impl Worker {
             let Ok(at) = pods.binary_search_by_key(&conn.pod, |(key, _)| *key) else { continue };
             let report = &mut pods[at].1;
             match &conn.kind {
-                Kind::Http2(_) => report.http2_connections += 1,
+                Kind::Http2(link) => {
+                    report.http2_connections += 1;
+                    if let (Some(endpoint), Some(info)) = (link.endpoint, conn.socket.info()) {
+                        report.count(endpoint, &info);
+                    }
+                }
                 Kind::Relay(pair) if pair.is_detecting() => report.undetected_connections += 1,
                 Kind::Relay(_) => report.opaque_connections += 1,
             }

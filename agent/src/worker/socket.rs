@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::life::{self, Life};
+use super::tcp_info;
 use crate::netns::Home;
 
 #[derive(Debug)]
@@ -139,6 +140,11 @@ impl Socket {
     /// Whether its peer has answered nothing for `gone_after`.
     pub(super) fn lost_its_peer(&mut self, now: Instant, gone_after: Duration) -> bool {
         !self.connecting && self.life.is_gone(&self.stream, now, gone_after)
+    }
+
+    /// The kernel's account of it; none while it connects, or when it is broken.
+    pub(super) fn info(&self) -> Option<tcp_info::Info> {
+        (!self.connecting).then(|| tcp_info::of(&self.stream).ok()).flatten()
     }
 
     /// Whether its peer has left the last tries unanswered.
