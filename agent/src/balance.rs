@@ -34,15 +34,13 @@ use turns::Turns;
 const SLOW: f32 = 1.5;
 /// And takes longer by more than so many deviations of its own latencies: six of its mean's.
 const NOISE: f32 = 1.5;
-/// Its turns fall with the square of its latency: what takes 20 times as long and would get a twentieth of the calls would
-/// still be the slowest hundredth of them.
-const POWER: f32 = 2.0;
+/// Its turns fall with the cube of what goes beyond that, from a whole turn: a verdict by chance costs little, and one that
+/// takes 20 times as long is not the slowest hundredth of all calls.
+const POWER: f32 = 3.0;
 /// And never below this: it is found out in time that it is well again.
 const LEAST_WEIGHT: f32 = 1.0 / 256.0;
 /// A new endpoint that starts slowly gets at least this share of a turn.
 const FIRST_WEIGHT: f32 = 0.1;
-/// A failure counts as a call of eight times the usual latency, however fast it was.
-const FAILURE: f32 = 3.0;
 
 /// What speaks against an endpoint for one stream; the least is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,10 +147,16 @@ struct State {
     turns: Turns,
     /// Where the next pod's part of a large Service begins.
     next_part: usize,
-    /// What the fast ones take, in doublings, and after how many answers that is looked at again.
-    usual: Option<f32>,
+    /// What the fast ones cost and take, in doublings, and after how many answers that is looked at again.
+    usual: Option<Usual>,
     answers_left: usize,
     scratch: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Usual {
+    cost: f32,
+    latency: f32,
 }
 
 impl ServiceLoad {
@@ -290,9 +294,10 @@ impl ServiceLoad {
         let mut latency = doublings(latency);
         if outcome.is_failure() {
             endpoint.failed.set(endpoint.failed.get() + 1);
-            latency = state.usual.map_or(latency, |usual| latency.max(usual + FAILURE));
+            // Whoever fails at once is not fast.
+            latency = state.usual.map_or(latency, |usual| latency.max(usual.latency));
         }
-        endpoint.latency.sample(now, latency);
+        endpoint.latency.sample(now, latency, outcome.is_failure());
         state.answers_left = state.answers_left.saturating_sub(1);
         if state.answers_left == 0 {
             state.look_at_latencies();
@@ -350,24 +355,26 @@ impl State {
     }
 
     fn weight_by_latency(&self, endpoint: &EndpointLoad) -> f32 {
-        let (Some(usual), Some(mean)) = (self.usual, endpoint.latency.mean()) else { return 1.0 };
-        let slower = mean - usual;
+        let (Some(usual), Some(cost)) = (self.usual, endpoint.latency.cost()) else { return 1.0 };
+        let slower = cost - usual.cost;
         // Where latencies differ much from call to call, a mean differs by chance too.
-        if slower <= SLOW.max(NOISE * endpoint.latency.deviation()) {
-            return 1.0;
-        }
-        (-POWER * slower).exp2().max(LEAST_WEIGHT)
+        let beyond = slower - SLOW.max(NOISE * endpoint.latency.deviation());
+        if beyond <= 0.0 { 1.0 } else { (-POWER * beyond).exp2().max(LEAST_WEIGHT) }
     }
 
     /// What the fast ones take: of four the second fastest, so that one that is fast by chance or by mistake makes no one
     /// slow.
     fn look_at_latencies(&mut self) {
         self.answers_left = self.endpoints.len().max(64);
-        self.scratch.clear();
-        self.scratch.extend(self.endpoints.iter().filter_map(|endpoint| endpoint.latency.mean()));
-        let quarter = self.scratch.len() / 4;
         self.usual =
-            (!self.scratch.is_empty()).then(|| *self.scratch.select_nth_unstable_by(quarter, f32::total_cmp).1);
+            self.fast(Latency::cost).zip(self.fast(Latency::mean)).map(|(cost, latency)| Usual { cost, latency });
+    }
+
+    fn fast(&mut self, figure: impl Fn(&Latency) -> Option<f32>) -> Option<f32> {
+        self.scratch.clear();
+        self.scratch.extend(self.endpoints.iter().filter_map(|endpoint| figure(&endpoint.latency)));
+        let quarter = self.scratch.len() / 4;
+        (!self.scratch.is_empty()).then(|| *self.scratch.select_nth_unstable_by(quarter, f32::total_cmp).1)
     }
 }
 

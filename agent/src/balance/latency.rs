@@ -1,5 +1,5 @@
-//! How fast an endpoint answers. In: latencies, one by one, with the time. Out: a mean that one outlier does not move and
-//! that forgets by itself. It judges nobody: who is slow depends on the others.
+//! How fast an endpoint answers, and how often it fails. In: latencies, one by one, with the time. Out: a mean that one
+//! outlier does not move and that forgets by itself. It judges nobody: who is slow depends on the others.
 //!
 //! All is in doublings (the logarithm to base 2 of microseconds): calls of one Service differ by factors, and a pause of
 //! the machine is a thousand times a usual call. A mean of logarithms moves by a tenth for that, a mean by a hundredfold.
@@ -13,6 +13,8 @@ const LEAST: f32 = 1.0 / 16.0;
 const MOST: f32 = 0.5;
 /// Fewer samples differ by chance as much as slow endpoints do from others.
 const ENOUGH: u32 = 24;
+/// An endpoint that fails every call counts as one that takes eight times as long.
+const FAILURE: f32 = 3.0;
 /// What is this old counts for little.
 const MEMORY: Duration = Duration::from_secs(4);
 
@@ -22,17 +24,21 @@ pub(super) struct Latency {
     mean: Cell<f32>,
     /// How far samples are from the mean, on average.
     deviation: Cell<f32>,
+    /// Share of calls that failed, from 0 to 1.
+    failing: Cell<f32>,
     samples: Cell<u32>,
     last: Cell<Option<Instant>>,
 }
 
 impl Latency {
-    /// An answer took this long, in doublings.
-    pub(super) fn sample(&self, now: Instant, doublings: f32) {
+    /// An answer, or a failure, took this long, in doublings.
+    pub(super) fn sample(&self, now: Instant, doublings: f32, failed: bool) {
+        let failed = if failed { 1.0 } else { 0.0 };
         let samples = self.samples.get();
         self.samples.set(samples.saturating_add(1));
         let idle = self.last.replace(Some(now)).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
         if samples == 0 {
+            self.failing.set(failed);
             return self.mean.set(doublings);
         }
         // The first ones have equal weights.
@@ -41,11 +47,21 @@ impl Latency {
         let away = doublings - self.mean.get();
         self.mean.set(self.mean.get() + weight * away);
         self.deviation.set(self.deviation.get() + weight * (away.abs() - self.deviation.get()));
+        self.failing.set(self.failing.get() + weight * (failed - self.failing.get()));
+        debug_assert!(
+            (0.0..64.0).contains(&self.mean.get()) && (0.0..=1.001).contains(&self.failing.get()),
+            "{self:?}"
+        );
     }
 
     /// None: too few samples to say.
     pub(super) fn mean(&self) -> Option<f32> {
         (self.samples.get() >= ENOUGH).then(|| self.mean.get())
+    }
+
+    /// What speaks against it, in doublings: the mean, and more where calls fail.
+    pub(super) fn cost(&self) -> Option<f32> {
+        self.mean().map(|mean| mean + FAILURE * self.failing.get())
     }
 
     pub(super) fn deviation(&self) -> f32 {
@@ -70,7 +86,7 @@ mod tests {
     fn fed(latencies: impl IntoIterator<Item = f32>, apart: Duration) -> Latency {
         let (latency, begin) = (Latency::default(), Instant::now());
         for (n, ms) in latencies.into_iter().enumerate() {
-            latency.sample(begin + apart * n as u32, doublings(Duration::from_secs_f32(ms / 1000.0)));
+            latency.sample(begin + apart * n as u32, doublings(Duration::from_secs_f32(ms / 1000.0)), false);
         }
         latency
     }

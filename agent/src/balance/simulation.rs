@@ -267,6 +267,25 @@ fn equal_endpoints_get_equal_shares_of_ten_thousand_calls_under_every_policy() {
     }
 }
 
+/// As where endpoints are on several machines: who takes half as long again has its even share as long as it can serve it.
+#[test]
+fn endpoints_that_differ_by_half_get_equal_shares_under_every_policy() {
+    for policy in Policy::ALL {
+        for (endpoints, load) in [(2, 0.1), (6, 0.1), (20, 0.1), (6, 0.4), (20, 0.4)] {
+            for varies in [false, true] {
+                let servers = (0..endpoints).map(|n| {
+                    let takes = if n % 2 == 0 { 5 * MS } else { 15 * MS / 2 };
+                    Server { slots: 50, takes, varies, ..WELL }
+                });
+                let mut sim = Sim::new(Rule::Ours(policy), servers.collect(), 1, 3);
+                sim.run(sim.capacity() * load, 20_000);
+                let spread = spread(&sim.shares(0));
+                assert!(spread <= 1.05, "{policy:?}: {spread:.3} over {endpoints} endpoints at load {load}");
+            }
+        }
+    }
+}
+
 /// One of five takes twenty times as long as the others; open loop at 60 % of what five that are well serve.
 fn one_slow(rule: Rule, seed: u64, varies: bool) -> Sim {
     let mut servers = vec![Server { varies, ..WELL }; 5];

@@ -53,7 +53,7 @@ fn least_request_prefers_the_endpoint_with_fewer_open_streams() {
     let mut held: Vec<Picked> = (0..300).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
     let busy = held[0].endpoint().addr();
     held.retain(|picked| picked.endpoint().addr() == busy);
-    let again: Vec<Picked> = (0..150).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
+    let again: Vec<Picked> = (0..120).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
     let on_busy = again.iter().filter(|picked| picked.endpoint().addr() == busy).count();
     assert_eq!(on_busy, 0);
 }
@@ -138,4 +138,18 @@ fn those_that_are_left_share_evenly_what_another_does_not_get_and_others_who_may
 fn a_service_without_endpoints_picks_none() {
     let rng = &mut fastrand::Rng::with_seed(7);
     assert!(ServiceLoad::new(service(Policy::RoundRobin, &[]), rng).pick(Instant::now(), rng, good).is_none());
+}
+
+#[test]
+fn an_endpoint_that_only_fails_takes_no_longer_for_that() {
+    let rng = &mut fastrand::Rng::with_seed(7);
+    let load = ServiceLoad::new(service(Policy::Ewma, &THREE[..1]), rng);
+    let (begin, ms) = (Instant::now(), Duration::from_millis(1));
+    let endpoint = &load.endpoints()[0];
+    for n in 0..10_000 {
+        load.answered(begin + ms * n, endpoint, 3 * ms, Outcome::Down);
+    }
+    let latency = endpoint.latency().unwrap();
+    assert!((latency.as_secs_f64() / 0.003 - 1.0).abs() < 0.01, "{latency:?}");
+    assert_eq!((load.weight(begin, endpoint), endpoint.failed()), (1.0, 10_000));
 }

@@ -2,19 +2,24 @@
 //!
 //! Endpoints stand in a ring, and each visit gives one as much of a turn as it has weight: a call goes to the next that
 //! has a whole turn. So equal endpoints get equal shares, call by call, whatever the policy. Under all policies but round
-//! robin an endpoint with more open calls than another drawn by chance lets that one go first; it is owed the turn, up to a
-//! bound, beyond which turns are lost: brief differences leave shares equal, and one that stays behind gets less.
+//! robin an endpoint with more open calls than another drawn by chance lets that one go first and is owed the turn, up to a
+//! bound. Then turns are lost, but only by one that has more open than its usual latency explains: who takes half as long
+//! again has half as many again open, and keeps its even share.
 
 use std::rc::Rc;
 
 use super::{EndpointLoad, Standing};
 
 /// How many turns all endpoints of a Service together may be ahead or behind: one percent of ten thousand calls.
-const AHEAD: f32 = 128.0;
+const AHEAD: f32 = 100.0;
 /// Visits for one call before it goes to whoever is nearest to a turn.
 const VISITS: usize = 32;
 /// Turns taken in one visit by an endpoint that is owed some.
 const IN_A_ROW: u8 = 2;
+/// Calls that an equal endpoint has more of by chance: so many, and a quarter of what the other has.
+const BY_CHANCE: (f32, f32) = (8.0, 1.25);
+/// Endpoints that take up to four times as long as others are still served in turn: machines differ by less.
+const ALIKE: f32 = 2.0;
 /// Tries to draw an endpoint by chance before all are looked at: most are good, nearly always.
 const DRAWS: usize = 4;
 
@@ -135,6 +140,8 @@ impl Ring<'_> {
                 return None;
             }
             other.credit.set(pays);
+        } else if load <= in_turn(endpoint, other) {
+            return None;
         }
         Some(rival)
     }
@@ -167,4 +174,13 @@ impl Ring<'_> {
         }
         chosen
     }
+}
+
+/// With so many calls open an endpoint stays in turn beside the other. Calls open are calls a second times latency (Little's
+/// law), so that equal shares leave more open where calls take longer.
+fn in_turn(endpoint: &EndpointLoad, other: &EndpointLoad) -> f32 {
+    let others = (other.open() + 1) as f32;
+    let (least, times) = BY_CHANCE;
+    let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| (own - others).max(0.0));
+    if slower > ALIKE { others } else { least + times * others * slower.exp2() }
 }
