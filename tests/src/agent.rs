@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::launch::Process;
 use crate::netns::Netns;
 use crate::node::Node;
+use crate::programs::program;
 
 /// How long an agent may take until it is ready: loading programs through the verifier takes most of it.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -120,17 +121,12 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-/// A program of this workspace: named by the variable, or in the folder of the running program (`target/debug`, also
-/// when that is a test in `target/debug/deps`).
+/// A program of this workspace: named by the variable, or beside the running one.
 pub(crate) fn find_binary(name: &str, variable: &str) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        return Ok(path.into());
+    match std::env::var_os(variable) {
+        Some(path) => Ok(path.into()),
+        None => program(name).with_context(|| format!("{variable}=PATH names another")),
     }
-    let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| {
-        format!("no {name} beside {}: run `cargo build -p {name}`, or set {variable}=PATH", own.display())
-    })
 }
 
 /// A running agent. Dropping it kills it.

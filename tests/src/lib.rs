@@ -16,6 +16,7 @@ mod manifest;
 mod netns;
 mod node;
 mod pod;
+mod programs;
 mod service;
 mod snapshot;
 
@@ -28,5 +29,6 @@ pub use launch::{Launch, Process};
 pub use netns::{Netns, find_tool};
 pub use node::{Node, NodeBuilder, require_root};
 pub use pod::{Pod, PodSpec};
+pub use programs::{program, target_folder};
 pub use service::{PortSpec, Service, ServiceSpec};
 pub use snapshot::Snapshot;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
-use testbed::{Netns, Node, Pod, Process, Service, ServiceSpec, Snapshot};
+use testbed::{Netns, Node, Pod, Process, Service, ServiceSpec, Snapshot, program};
 
 /// Every test here compares the machine before and after, so each runs alone.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -188,12 +188,10 @@ fn a_living_processs_node_is_not_swept() -> Result<()> {
 
 /// `cargo xtask` with programs that are built already.
 fn xtask(task: &[&str]) -> Result<Command> {
-    let own = std::env::current_exe()?;
-    let folder = own.ancestors().nth(2).context("a test lies in target/debug/deps")?;
-    for name in ["xtask", "sluice-agent", "loadtest"] {
-        anyhow::ensure!(folder.join(name).is_file(), "no {name} in {}: cargo build -p {name}", folder.display());
-    }
-    let mut command = Command::new(folder.join("xtask"));
+    ["sluice-agent", "loadtest"].into_iter().try_for_each(|name| program(name).map(drop))?;
+    let xtask = program("xtask")?;
+    let folder = xtask.parent().context("a program lies in a folder")?;
+    let mut command = Command::new(&xtask);
     command.args(task).arg("--programs").arg(folder).process_group(0);
     heed_signals(&mut command);
     Ok(command)

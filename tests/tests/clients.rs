@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Node, Pod, Process, ServiceSpec};
+use testbed::{Node, Pod, Process, ServiceSpec, program, target_folder};
 
 const PORT: u16 = 50051;
 const ENDPOINTS: u64 = 3;
@@ -45,7 +45,7 @@ fn tonic_notices_nothing() {
 }
 
 fn notices_nothing(language: &str) -> Result<()> {
-    let program = testbed::set_up_client(language, &target()?)?;
+    let program = testbed::set_up_client(language, &target_folder()?)?;
     let node = Node::new()?;
     let backends = (0..ENDPOINTS).map(|n| Backend::start(&node, n)).collect::<Result<Vec<_>>>()?;
     // In turn: the one policy whose shares are exact.
@@ -87,19 +87,12 @@ struct Backend {
 impl Backend {
     fn start(node: &Node, number: u64) -> Result<Self> {
         let pod = node.pod(format!("echo-{number}"))?;
-        let loadtest = target()?.join("debug/loadtest");
-        ensure!(loadtest.is_file(), "no {}: run `cargo build -p loadtest`", loadtest.display());
         let listen = format!("[::]:{PORT}");
-        let server = pod.command(loadtest).args(["server", "--listen", &listen, "--pod", pod.name()]).spawn()?;
+        let server =
+            pod.command(program("loadtest")?).args(["server", "--listen", &listen, "--pod", pod.name()]).spawn()?;
         pod.wait_listening(PORT, LISTENS_WITHIN)?;
         Ok(Self { pod, _server: server })
     }
-}
-
-/// Cargo's target folder, in whose `debug/deps` this test lies.
-fn target() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    own.ancestors().nth(3).map(Path::to_owned).context("a test lies in target/debug/deps")
 }
 
 fn log_of(agent: &testbed::Agent) -> String {

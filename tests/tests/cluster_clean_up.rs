@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use testbed::{Cluster, Snapshot};
+use testbed::{Cluster, Snapshot, program};
 
 /// Every test here compares the machine before and after, so each runs alone.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -76,10 +76,7 @@ fn elsewhere() -> Result<BTreeSet<String>> {
 
 /// `cargo xtask cluster`, in a process group of its own, whom signals end as from a terminal.
 fn xtask(task: &str) -> Result<Command> {
-    let own = std::env::current_exe()?;
-    let xtask = own.ancestors().nth(2).context("a test lies in target/debug/deps")?.join("xtask");
-    ensure!(xtask.is_file(), "no {}: cargo build -p xtask", xtask.display());
-    let mut command = Command::new(xtask);
+    let mut command = Command::new(program("xtask")?);
     command.args(["cluster", task]).process_group(0);
     let heed = || {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use testbed::{Agent, Launch, Node, Pod, Process, ServiceSpec};
+use testbed::{Agent, Launch, Node, Pod, Process, ServiceSpec, program, target_folder};
 
 const PORT: u16 = 50051;
 /// Cases of h2spec 2.2.1 with `--strict`.
@@ -29,8 +29,7 @@ fn h2spec_finds_no_fault_in_front_of_a_plain_server() -> Result<()> {
 /// One that ends connections on which many streams were reset, whoever reset them.
 #[test]
 fn h2spec_finds_no_fault_in_front_of_a_grpc_server() -> Result<()> {
-    let loadtest = target()?.join("debug/loadtest");
-    ensure!(loadtest.is_file(), "no {}: run `cargo build -p loadtest`", loadtest.display());
+    let loadtest = program("loadtest")?;
     no_fault(&build()?, |pod| {
         pod.command(&loadtest).args(["server", "--listen", &format!("[::]:{PORT}")]).stdout(Stdio::null())
     })
@@ -86,7 +85,8 @@ fn build() -> Result<PathBuf> {
     // One test writes what the other runs.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let (source, programs) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance"), target()?.join("conformance"));
+    let (source, programs) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("conformance"), target_folder()?.join("conformance"));
     let status = Command::new("go")
         .args(["install", "-buildvcs=false", ".", "github.com/summerwind/h2spec/cmd/h2spec"])
         .current_dir(&source)
@@ -98,10 +98,4 @@ fn build() -> Result<PathBuf> {
         .context("cannot start go; on Debian: apt-get install golang-go (1.26 or newer)")?;
     ensure!(status.success(), "go install in {}: {status}; it needs Go 1.26 or newer", source.display());
     Ok(programs)
-}
-
-/// Cargo's target folder, in whose `debug/deps` this test lies.
-fn target() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    own.ancestors().nth(3).map(Path::to_owned).context("a test lies in target/debug/deps")
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
+use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec, target_folder};
 
 const PORT: u16 = 50051;
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
@@ -305,10 +305,9 @@ fn start_server(node: &Node, programs: &Path, language: &str, number: u32) -> Re
 
 /// Builds or fetches the programs unless that is done, and gives their folder.
 fn set_up(languages: &[&str]) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    let target = own.ancestors().nth(3).context("a test lies in target/debug/deps")?;
+    let target = target_folder()?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/interop/setup.sh");
-    let status = Command::new(script).args(languages).env("CARGO_TARGET_DIR", target).status()?;
+    let status = Command::new(script).args(languages).env("CARGO_TARGET_DIR", &target).status()?;
     ensure!(status.success(), "{script}: {status}; what is missing stands above");
     Ok(target.join("interop/run"))
 }

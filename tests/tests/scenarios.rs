@@ -6,9 +6,9 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
-use testbed::{Node, Pod, Process, ServiceSpec};
+use testbed::{Node, Pod, Process, ServiceSpec, program};
 
 const PORT: u16 = 50051;
 const CONTROL: u16 = 50052;
@@ -21,7 +21,7 @@ const SECONDS: u64 = 5;
 fn backend(node: &Node, name: &str) -> Result<(Pod, Process)> {
     let pod = node.pod(name)?;
     let server = pod
-        .command(program()?)
+        .command(program("loadtest")?)
         .args(["server", "--listen", &format!("[::]:{PORT}"), "--control", &format!("[::]:{CONTROL}"), "--pod", name])
         .args(["--slots", "4", "--service-time", "5ms"])
         .stdin(Stdio::null())
@@ -29,13 +29,6 @@ fn backend(node: &Node, name: &str) -> Result<(Pod, Process)> {
         .spawn()?;
     pod.wait_listening(CONTROL, SOON)?;
     Ok((pod, server))
-}
-
-fn program() -> Result<std::path::PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    let found = own.ancestors().nth(2).context("a test lies in target/debug/deps")?.join("loadtest");
-    ensure!(found.is_file(), "no {}: run `cargo build -p loadtest`", found.display());
-    Ok(found)
 }
 
 fn keys(object: &Value) -> BTreeSet<&str> {
@@ -68,7 +61,7 @@ fn a_report_tells_what_was_done_to_the_pods_and_what_became_of_the_calls() -> Re
     let controls: Vec<_> = backends.iter().map(|(pod, _)| format!("{}:{CONTROL}", pod.ip4())).collect();
     let hook = format!("before=echo $SLUICE_SCENARIO $SLUICE_VIA >> {}", told.display());
     client
-        .command(program()?)
+        .command(program("loadtest")?)
         .args(["scenarios", "--control", &controls.join(","), "--only", "failing,black-hole,streams", "--hook", &hook])
         .args(["--via", &format!("kube-proxy={}", services[0].address4())])
         .args(["--via", &format!("sluice={}", services[1].address4())])

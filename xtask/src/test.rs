@@ -154,7 +154,8 @@ fn on_nodes(runner: &Runner) -> Result<()> {
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
     let mut args = vec!["test", "--no-fail-fast", "--package", "testbed", "--lib", "--bin", "recorder"];
     let targets = test_targets(&host::workspace().join("tests/tests"))?;
-    let elsewhere = |name: &str| matches!(name, "clients" | "interop" | "manifests") || name.starts_with("cluster");
+    let elsewhere =
+        |name: &str| matches!(name, "ageing" | "clients" | "interop" | "manifests") || name.starts_with("cluster");
     for target in targets.iter().filter(|name| !elsewhere(name)) {
         args.extend(["--test", target]);
     }
@@ -195,7 +196,7 @@ fn clients(runner: &Runner) -> Result<()> {
     }
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest"])?;
     // The tables that the interop suite prints are part of what the layer says.
-    let tests = ["--test", "clients", "--test", "interop", "--", "--show-output"];
+    let tests = ["--test", "ageing", "--test", "clients", "--test", "interop", "--", "--show-output"];
     runner.cargo(&[&["test", "--no-fail-fast", "--package", "testbed"], &tests[..]].concat())
 }
 
@@ -282,9 +283,10 @@ mod tests {
             "node",
             "promises",
             "scenarios",
+            "shares",
             "stress",
         ];
-        let all = [&["abuse", "check", "clean_up", "clients"][..], &clusters, &others].concat();
+        let all = [&["abuse", "ageing", "check", "clean_up", "clients"][..], &clusters, &others].concat();
         assert_eq!(targets, all);
     }
 }

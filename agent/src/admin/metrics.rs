@@ -57,7 +57,7 @@ pub(super) fn page(view: &View) -> String {
 type Of = fn(&PodReport) -> u64;
 
 /// Of each pod: name, type, help, value. A namespace's series ends with it.
-const OF_PODS: [(&str, &str, &str, Of); 11] = [
+const OF_PODS: [(&str, &str, &str, Of); 15] = [
     ("sluice_connections_accepted_total", "counter", "Redirected connections.", |pod| pod.accepted),
     ("sluice_connections_without_flow_total", "counter", "Closed: not redirected by us.", |pod| pod.without_flow),
     ("sluice_accepts_failed_total", "counter", "Accepts that failed for want of a descriptor.", |pod| {
@@ -76,6 +76,19 @@ const OF_PODS: [(&str, &str, &str, Of); 11] = [
         "Streams sent to another endpoint as the first had provably not taken them.",
         |pod| pod.splitter.streams_replayed,
     ),
+    (
+        "sluice_replays_denied_total",
+        "counter",
+        "Streams that were refused and not sent again, since too many of their Service were of late.",
+        |pod| pod.splitter.replays_denied,
+    ),
+    ("sluice_endpoint_connections_total", "counter", "HTTP/2 connections made to endpoints.", |pod| {
+        pod.splitter.endpoint_connections
+    }),
+    ("sluice_endpoint_goaways_total", "counter", "GOAWAYs of endpoints.", |pod| pod.splitter.goaways),
+    ("sluice_ejected_endpoints", "gauge", "Endpoints from which the pod's calls are kept now.", |pod| {
+        pod.ejected.len() as u64
+    }),
     ("sluice_open_streams", "gauge", "HTTP/2 streams open now.", |pod| pod.splitter.open_streams),
     ("sluice_undetected_connections", "gauge", "Connections whose protocol is not known yet.", |pod| {
         pod.undetected_connections as u64

@@ -113,6 +113,8 @@ fn traffic(report: &PodReport) -> Value {
         "streams_failed": report.splitter.streams_failed,
         "streams_replayed": report.splitter.streams_replayed,
         "replays_denied": report.splitter.replays_denied,
+        "endpoint_connections": report.splitter.endpoint_connections,
+        "goaways": report.splitter.goaways,
         "protocol_errors": report.splitter.protocol_errors,
         "floods": report.splitter.floods,
         "limited": Bound::ALL.iter().map(|it| (it.name(), report.splitter.limited.get(*it))).collect::<BTreeMap<_, _>>(),

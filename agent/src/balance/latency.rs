@@ -7,8 +7,10 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A sample's least weight: the mean is about the last thirty.
-const LEAST: f32 = 1.0 / 16.0;
+/// A sample's weight: the mean is about the last thirty,
+const USUAL: f32 = 1.0 / 16.0;
+/// or, where they come faster, about this time: what many calls waited for together is one event.
+const AT_LEAST: Duration = Duration::from_millis(500);
 /// And its greatest: where samples are rare, each counts more, but never all.
 const MOST: f32 = 0.5;
 /// Fewer samples differ by chance as much as slow endpoints do from others.
@@ -42,8 +44,9 @@ impl Latency {
             return self.mean.set(doublings);
         }
         // The first ones have equal weights.
-        let by_age = (idle.as_secs_f32() / MEMORY.as_secs_f32()).min(MOST);
-        let weight = (1.0 / (samples + 1) as f32).max(by_age).max(LEAST);
+        let equal = if samples < ENOUGH { 1.0 / (samples + 1) as f32 } else { 0.0 };
+        let part = |of: Duration| idle.as_secs_f32() / of.as_secs_f32();
+        let weight = equal.max(part(MEMORY).min(MOST)).max(part(AT_LEAST).min(USUAL));
         let away = doublings - self.mean.get();
         self.mean.set(self.mean.get() + weight * away);
         self.deviation.set(self.deviation.get() + weight * (away.abs() - self.deviation.get()));
@@ -103,16 +106,31 @@ mod tests {
 
     #[test]
     fn one_call_of_a_thousand_times_the_time_moves_the_mean_by_less_than_a_doubling() {
-        let before = fed([1.0; 100], MS).mean().unwrap();
-        let after = fed([1.0; 100].into_iter().chain([1000.0]), MS).mean().unwrap();
+        let before = fed([1.0; 100], 50 * MS).mean().unwrap();
+        let after = fed([1.0; 100].into_iter().chain([1000.0]), 50 * MS).mean().unwrap();
         assert!((0.3..1.0).contains(&(after - before)), "{before} {after}");
     }
 
     #[test]
-    fn twenty_times_the_time_shows_within_ten_calls() {
-        let before = fed([1.0; 100], MS).mean().unwrap();
-        let after = fed([1.0; 100].into_iter().chain([20.0; 10]), MS).mean().unwrap();
-        assert!(after - before > 1.5, "{before} {after}");
+    fn two_hundred_calls_that_waited_for_one_pause_move_it_no_more() {
+        let latency = fed([1.0; 1000], MS);
+        let before = latency.mean().unwrap();
+        let end = latency.last.get().unwrap() + 50 * MS;
+        for n in 0..200 {
+            latency.sample(end + MS * n / 20, doublings(50 * MS - MS * n / 20), false);
+        }
+        let after = latency.mean().unwrap();
+        assert!((0.1..1.0).contains(&(after - before)), "{before} {after}");
+    }
+
+    #[test]
+    fn twenty_times_the_time_shows_within_half_a_second_and_ten_calls() {
+        for (apart, calls) in [(MS, 500), (50 * MS, 10)] {
+            let slow = std::iter::repeat_n(20.0, calls);
+            let before = fed([1.0; 100], apart).mean().unwrap();
+            let after = fed([1.0; 100].into_iter().chain(slow), apart).mean().unwrap();
+            assert!(after - before > 1.5, "{before} {after}");
+        }
     }
 
     #[test]
@@ -125,7 +143,7 @@ mod tests {
     #[test]
     fn the_deviation_tells_noise_from_none() {
         assert!(fed([5.0; 100], MS).deviation() < 0.01);
-        let mixed = fed((0..400).map(|n| if n % 10 == 0 { 1000.0 } else { 1.0 }), MS);
+        let mixed = fed((0..4000).map(|n| if n % 10 == 0 { 1000.0 } else { 1.0 }), MS);
         assert!((1.0..3.0).contains(&mixed.deviation()), "{}", mixed.deviation());
     }
 }

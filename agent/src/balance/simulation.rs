@@ -415,9 +415,12 @@ fn long_streams_count_while_they_are_open() {
     // Forty streams for days, all on two endpoints: what was there before the other two came.
     let endpoints = sim.service.endpoints();
     let streams: Vec<Picked> = (0..40).map(|n| Picked::new(&endpoints[n % 2])).collect();
-    sim.run(100.0, 1000);
-    let shares = sim.shares(0);
-    assert!(shares[2] + shares[3] > 750, "{shares:?}");
+    for at_least in [700, 750] {
+        let since = sim.calls.len();
+        sim.run(100.0, 1000);
+        let shares = sim.shares(since);
+        assert!(shares[2] + shares[3] > at_least, "{shares:?}");
+    }
     drop(streams);
 }
 

@@ -1,17 +1,22 @@
 //! Whose turn it is. In: endpoints with what speaks against each, their weights and loads. Out: the next one.
 //!
 //! Endpoints stand in a ring, and each visit gives one as much of a turn as it has weight: a call goes to the next that
-//! has a whole turn. So equal endpoints get equal shares, call by call, whatever the policy. Under all policies but round
-//! robin an endpoint with more open calls than another drawn by chance lets that one go first and is owed the turn, up to a
-//! bound. Then turns are lost, but only by one that has more open than its usual latency explains: who takes half as long
-//! again has half as many again open, and keeps its even share.
+//! has a whole turn. So equal endpoints get equal shares, call by call, whatever the policy.
+//!
+//! Under all policies but round robin an endpoint with more open calls than another drawn by chance lets that one go first,
+//! and is owed the turn. Once it is owed many, only if it has more open than its usual latency explains: who takes half as
+//! long again has half as many again open, and keeps its even share. And what it is owed beyond a bound is lost: one that
+//! was stopped for a moment catches up, one that stays behind gets less.
 
 use std::rc::Rc;
 
 use super::{EndpointLoad, Standing};
 
-/// How many turns all endpoints of a Service together may be ahead or behind: one percent of ten thousand calls.
+/// How many turns all endpoints of a Service together may be ahead or behind whatever they have open: one percent of ten
+/// thousand calls.
 const AHEAD: f32 = 100.0;
+/// And so many times that if they have more open than they should: what a pause of a machine holds up.
+const AHEAD_IN_NEED: f32 = 10.0;
 /// Visits for one call before it goes to whoever is nearest to a turn.
 const VISITS: usize = 32;
 /// Turns taken in one visit by an endpoint that is owed some.
@@ -66,7 +71,7 @@ impl Turns {
                 Some(given) => given,
                 None => {
                     let weight = weight(endpoint);
-                    let most = 1.0 + weight * ring.ahead;
+                    let most = 1.0 + weight * ring.ahead * AHEAD_IN_NEED;
                     endpoint.credit.set((endpoint.credit.get() + weight).min(most));
                     *self.given.insert(0)
                 }
@@ -106,7 +111,7 @@ struct Ring<'a> {
     endpoints: &'a [Rc<EndpointLoad>],
     start: usize,
     len: usize,
-    /// Turns that one may be ahead or behind.
+    /// Turns that one may be ahead or behind; `AHEAD_IN_NEED` times that in need.
     ahead: f32,
 }
 
@@ -115,8 +120,8 @@ impl Ring<'_> {
         (self.start % self.endpoints.len() + at % self.len) % self.endpoints.len()
     }
 
-    /// One by chance that has less to do than the one at `at`, whose turn it is. It pays for the turn, unless that one has
-    /// lost it.
+    /// One by chance that has less to do than the one at `at`, whose turn it is. It pays for the turn, unless that one is owed
+    /// so many that it loses it.
     fn less_loaded(
         &self,
         at: usize,
@@ -134,14 +139,16 @@ impl Ring<'_> {
         if load <= others || !good(rival) {
             return None;
         }
-        if endpoint.credit.get() < 1.0 + weight(endpoint) * self.ahead {
+        let owed = (endpoint.credit.get() - 1.0).max(-other.credit.get());
+        if owed > self.ahead && load <= in_turn(endpoint, other) {
+            return None;
+        }
+        if endpoint.credit.get() < 1.0 + weight(endpoint) * self.ahead * AHEAD_IN_NEED {
             let pays = other.credit.get() - 1.0;
-            if pays < -self.ahead {
+            if pays < -self.ahead * AHEAD_IN_NEED {
                 return None;
             }
             other.credit.set(pays);
-        } else if load <= in_turn(endpoint, other) {
-            return None;
         }
         Some(rival)
     }

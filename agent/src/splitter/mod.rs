@@ -108,6 +108,8 @@ pub struct Stats {
     pub streams_replayed: u64,
     /// Requests that could have been and were not, since too many of their Service were of late.
     pub replays_denied: u64,
+    /// GOAWAYs of endpoints: they end connections, by age or for good.
+    pub goaways: u64,
     /// Connections ended for a breach of the protocol.
     pub protocol_errors: u64,
     /// Connections ended for a flood.

@@ -411,6 +411,7 @@ impl Splitter {
     /// GOAWAY from an endpoint: what it has not processed goes elsewhere (RFC 9113 §6.8). Unless it speaks of an error in
     /// what it heard: one of these requests may be what it could not bear, and is not to cost the next connection too.
     pub(super) fn endpoint_goaway(&mut self, now: Instant, c: u32, last: u32, reason: Reason) {
+        self.stats.goaways += 1;
         let conn = &mut self.conns[c];
         let id = conn.id;
         let mut above: Vec<(u32, PairKey)> =

@@ -49,6 +49,9 @@ var scenarios = []scenario{
 }
 
 func main() {
+	if servesInstead() {
+		return
+	}
 	expectPeer := flag.Bool("expect-peer", false, "the client's view of its peer must be TARGET")
 	expectSource := flag.String("expect-source", "", "the server's view of the client must be this `IP`")
 	flag.Parse()

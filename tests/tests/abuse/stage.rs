@@ -2,14 +2,13 @@
 //! attacks one after another, prints a line for each, and asserts what holds for all of them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
+use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec, program};
 
 use crate::attacks::Attack;
 use crate::figures::{Calm, Seen, Used, forget_peak};
@@ -240,13 +239,4 @@ impl Stage {
         let lines: Vec<_> = log.lines().collect();
         Ok(lines[lines.len().saturating_sub(20)..].join("\n"))
     }
-}
-
-/// A program of this workspace, beside this test's folder.
-fn program(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    let folder = own.ancestors().nth(2).context("a test lies in target/debug/deps")?;
-    let found = folder.join(name);
-    ensure!(found.is_file(), "no {}: run `cargo build -p {name}`", found.display());
-    Ok(found)
 }

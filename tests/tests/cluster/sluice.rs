@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Cluster, Image, set_up_client};
+use testbed::{Cluster, Image, set_up_client, target_folder};
 
 use super::world::{self, Namespace};
 
@@ -19,12 +19,6 @@ pub const SYSTEM: &str = "sluice-system";
 
 /// The repository's folder of manifests.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
-
-/// Cargo's target folder, in whose `debug/deps` this test lies.
-fn target() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    own.ancestors().nth(3).map(Path::to_owned).context("a test lies in target/debug/deps")
-}
 
 /// The cluster with sluice on it: installed afresh by the first test that asks, ready on every node.
 pub fn installed() -> Result<&'static Cluster> {
@@ -57,7 +51,7 @@ fn build() -> Result<String> {
 }
 
 fn archive(name: &str) -> Result<PathBuf> {
-    let archive = target()?.join("images").join(format!("{name}-{}.tar", env!("CARGO_PKG_VERSION")));
+    let archive = target_folder()?.join("images").join(format!("{name}-{}.tar", env!("CARGO_PKG_VERSION")));
     ensure!(archive.is_file(), "no {}: run `cargo xtask cluster test`, which makes it", archive.display());
     Ok(archive)
 }
@@ -95,11 +89,11 @@ fn images(cluster: &Cluster) -> Result<()> {
     for name in ["sluice-agent", "sluice-loadtest"] {
         cluster.import_image(&archive(name)?)?;
     }
-    set_up_client("go", &target()?)?;
+    set_up_client("go", &target_folder()?)?;
     let [programs, _] = cluster.tools();
     let kit = Image::of_program("sluice-kit", "1", &programs.join("probe"))?
         .file("/usr/bin/loadtest", std::fs::read(loadtest_program()?)?, 0o755)
-        .file("/usr/bin/echo-client", std::fs::read(target()?.join("clients/go/bin/echo"))?, 0o755);
+        .file("/usr/bin/echo-client", std::fs::read(target_folder()?.join("clients/go/bin/echo"))?, 0o755);
     let archive = cluster.folder()?.join("kit.tar");
     kit.write(&archive)?;
     cluster.import_image(&archive)
@@ -107,7 +101,7 @@ fn images(cluster: &Cluster) -> Result<()> {
 
 /// The static `loadtest` of the images.
 pub fn loadtest_program() -> Result<PathBuf> {
-    Ok(target()?.join(format!("{}-unknown-linux-gnu/release/loadtest", std::env::consts::ARCH)))
+    Ok(target_folder()?.join(format!("{}-unknown-linux-gnu/release/loadtest", std::env::consts::ARCH)))
 }
 
 /// One node's agent.

@@ -11,10 +11,10 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Agent, Launch, Node, Pod, Service};
+use testbed::{Agent, Launch, Node, Pod, Service, program};
 
 use crate::probe::{Probe, spread};
-use crate::scene::{Backend, Load, calls_of, echo, program, serve, wait_for, with_log};
+use crate::scene::{Backend, Load, calls_of, echo, serve, wait_for, with_log};
 
 const ENDPOINTS: usize = 3;
 const CALLS: u64 = 3_000;

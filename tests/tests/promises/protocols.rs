@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Agent, Node, Pod, Process, Service};
+use testbed::{Agent, Node, Pod, Process, Service, target_folder};
 
 use crate::probe::{Probe, peer, redirected, spread};
 use crate::scene::{Backend, PORT, SOON, echo, serve, traffic, wait_for, with_log};
@@ -205,10 +205,9 @@ fn grpc_over_tls_is_end_to_end() -> Result<()> {
 
 /// The Python with grpcio of tests/clients, and the folder of its generated code.
 fn grpcio() -> Result<(PathBuf, PathBuf)> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    let target = own.ancestors().nth(3).context("a test lies in target/debug/deps")?;
+    let target = target_folder()?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/setup.sh");
-    let status = Command::new(script).arg("python").env("CARGO_TARGET_DIR", target).status()?;
+    let status = Command::new(script).arg("python").env("CARGO_TARGET_DIR", &target).status()?;
     ensure!(status.success(), "{script} python: {status}; what is missing stands above");
     let clients = target.join("clients/python");
     Ok((clients.join("venv/bin/python"), clients.join("gen")))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
+use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec, program};
 
 pub(crate) const PORT: u16 = 50051;
 
@@ -111,15 +111,6 @@ impl Load {
 /// How many calls an endpoint answered.
 pub(crate) fn calls_of(result: &Value, backend: &Backend) -> u64 {
     result["calls"][format!("{}:{PORT}", backend.pod.ip4())].as_u64().unwrap_or(0)
-}
-
-/// A program of this workspace, beside this test's folder.
-pub(crate) fn program(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this test lies")?;
-    let folder = own.ancestors().nth(2).context("a test lies in target/debug/deps")?;
-    let found = folder.join(name);
-    ensure!(found.is_file(), "no {}: run `cargo build -p {name}`", found.display());
-    Ok(found)
 }
 
 /// The counter of a kernel verdict.
