@@ -338,7 +338,7 @@ impl State {
     ) -> Option<Picked> {
         let by_load = self.service.balancing.policy != Policy::RoundRobin;
         let weight = |endpoint: &EndpointLoad| self.weight(now, endpoint);
-        let chosen = turns.next(&self.endpoints, len, rng, by_load, weight, standing)?;
+        let chosen = turns.next(now, &self.endpoints, len, rng, by_load, weight, standing)?;
         Some(Picked::new(&self.endpoints[chosen]))
     }
 

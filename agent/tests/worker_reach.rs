@@ -1,7 +1,5 @@
 //! Opaque connections and endpoints that cannot be dialled, on real sockets. Needs root (CAP_SYS_ADMIN).
 
-use std::time::{Duration, Instant};
-
 #[path = "worker/support.rs"]
 mod support;
 
@@ -50,10 +48,17 @@ fn peer_of(stream: &std::net::TcpStream) -> Option<socket2::SockAddr> {
 
 #[test]
 fn an_endpoint_that_refuses_is_ejected_for_opaque_connections_and_streams_alike() {
+    // On a machine that stands still for a quarter of a second the good one may look worse than the ejected one.
+    let dials: Vec<u64> = (0..3).map(|_| dials_of_one_that_refuses()).collect();
+    assert!(dials.contains(&1), "{dials:?}");
+}
+
+/// How often it is dialled for two opaque connections and a client of HTTP/2.
+fn dials_of_one_that_refuses() -> u64 {
     let world = World::new();
     let ((dead, _held), alive) = (nobody(), Backend::new());
     world.set_endpoints(&[dead, alive.addr]);
-    let (pod, began) = (world.pod(), Instant::now());
+    let pod = world.pod();
     let mut opaque = connect(pod);
     send(&mut opaque, b"x");
     alive.accept();
@@ -69,7 +74,5 @@ fn an_endpoint_that_refuses_is_ejected_for_opaque_connections_and_streams_alike(
     send(&mut client, &[0, 0, 3, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84]);
     let preface = sluice_agent::splitter::PREFACE;
     assert_eq!(receive(&mut alive.accept(), preface.len()), preface);
-    // After its back-off it would be probed: no machine is that slow most of the time.
-    let dials = world.pod_report().dials_failed;
-    assert!(dials == 1 || began.elapsed() > Duration::from_millis(700), "{dials} dials");
+    world.pod_report().dials_failed
 }

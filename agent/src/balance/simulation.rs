@@ -36,9 +36,12 @@ struct Server {
     fails: f64,
     /// It answers nothing.
     black_hole: bool,
+    /// Share of its calls in which it stands still for twenty milliseconds on average.
+    pauses: f64,
 }
 
-const WELL: Server = Server { slots: 4, takes: Duration::from_millis(5), varies: true, fails: 0.0, black_hole: false };
+const WELL: Server =
+    Server { slots: 4, takes: Duration::from_millis(5), varies: true, fails: 0.0, black_hole: false, pauses: 0.0 };
 
 struct Sim {
     rule: Rule,
@@ -117,6 +120,20 @@ impl Sim {
         self.run(rate, (rate * time.as_secs_f64()) as usize);
     }
 
+    /// So many calls are open all the time, each followed by another.
+    fn run_closed(&mut self, open: usize, calls: usize) {
+        let mut begun = 0;
+        while begun < calls {
+            let now_open: u32 = self.service.endpoints().iter().map(|it| it.open()).sum();
+            if (now_open as usize) < open {
+                self.call();
+                begun += 1;
+            } else if let Some(&Reverse((at, _))) = self.ends.peek() {
+                self.pass(at - self.now);
+            }
+        }
+    }
+
     fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(&Reverse((at, call))) = self.ends.peek()
@@ -150,10 +167,15 @@ impl Sim {
     fn serve(&mut self, call: usize) {
         let server = self.calls[call].server;
         self.busy[server] += 1;
-        let Server { takes, varies, black_hole, .. } = self.servers[server];
-        let factor = if varies { -(1.0 - self.rng.f64()).ln() } else { 0.5 + self.rng.f64() };
+        let Server { takes, varies, black_hole, pauses, .. } = self.servers[server];
+        let by_chance = -(1.0 - self.rng.f64()).ln();
+        let factor = if varies { by_chance } else { 0.5 + self.rng.f64() };
+        let mut end = self.now + takes.mul_f64(factor);
+        if self.rng.f64() < pauses {
+            end += (4 * MS).mul_f64(by_chance);
+        }
         if !black_hole {
-            self.ends.push(Reverse((self.now + takes.mul_f64(factor), call)));
+            self.ends.push(Reverse((end, call)));
         }
     }
 
@@ -263,6 +285,24 @@ fn equal_endpoints_get_equal_shares_of_ten_thousand_calls_under_every_policy() {
                     "{policy:?}: {spread:.3} over {endpoints} endpoints, {pods} pods, load {load}"
                 );
             }
+        }
+    }
+}
+
+/// As on a machine whose processors are busy: each server is one thread, and stands still now and then.
+#[test]
+fn endpoints_that_pause_get_equal_shares_under_every_policy() {
+    for policy in Policy::ALL {
+        for (endpoints, open) in [(2, 20), (2, 200), (3, 200), (5, 200), (10, 200), (6, 50)] {
+            let shares = |seed| {
+                let server = Server { slots: 1, takes: MS / 5, pauses: 0.03, ..WELL };
+                let mut sim = Sim::new(Rule::Ours(policy), vec![server; endpoints], 20, seed);
+                sim.run_closed(open, 10_000);
+                spread(&sim.shares(0))
+            };
+            // As many calls as are open at the end may be out of turn: the mean is less than the worst.
+            let mean = (1..=10).map(shares).sum::<f64>() / 10.0;
+            assert!(mean <= 1.08, "{policy:?}: {mean:.3} over {endpoints} endpoints with {open} calls open");
         }
     }
 }
@@ -377,7 +417,7 @@ fn calls_that_an_endpoint_never_answers_are_few() {
             let since = sim.calls.len();
             sim.run_for(1000.0, 10 * SECOND);
             let caught = sim.calls[since..].iter().filter(|call| call.server == 3 && call.latency.is_none()).count();
-            assert!(caught <= 40, "{policy:?}, seed {seed}: {caught} of 10000");
+            assert!(caught <= 50, "{policy:?}, seed {seed}: {caught} of 10000");
         }
     }
 }
@@ -412,9 +452,9 @@ fn a_new_endpoint_takes_its_share_at_once_or_as_slowly_as_its_service_says() {
 #[test]
 fn long_streams_count_while_they_are_open() {
     let mut sim = Sim::new(Rule::Ours(Policy::Ewma), vec![Server { slots: 1000, takes: MS, ..WELL }; 4], 1, 1);
-    // Forty streams for days, all on two endpoints: what was there before the other two came.
+    // Two hundred streams for days, all on two endpoints: what was there before the other two came.
     let endpoints = sim.service.endpoints();
-    let streams: Vec<Picked> = (0..40).map(|n| Picked::new(&endpoints[n % 2])).collect();
+    let streams: Vec<Picked> = (0..200).map(|n| Picked::new(&endpoints[n % 2])).collect();
     for at_least in [700, 750] {
         let since = sim.calls.len();
         sim.run(100.0, 1000);

@@ -50,7 +50,7 @@ fn equal_endpoints_get_equal_shares_under_either_policy() {
 fn least_request_prefers_the_endpoint_with_fewer_open_streams() {
     let rng = &mut fastrand::Rng::with_seed(7);
     let load = ServiceLoad::new(service(Policy::LeastRequest, THREE), rng);
-    let mut held: Vec<Picked> = (0..300).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
+    let mut held: Vec<Picked> = (0..3_000).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
     let busy = held[0].endpoint().addr();
     held.retain(|picked| picked.endpoint().addr() == busy);
     let again: Vec<Picked> = (0..120).map(|_| load.pick(Instant::now(), rng, good).unwrap()).collect();
@@ -152,4 +152,23 @@ fn an_endpoint_that_only_fails_takes_no_longer_for_that() {
     let latency = endpoint.latency().unwrap();
     assert!((latency.as_secs_f64() / 0.003 - 1.0).abs() < 0.01, "{latency:?}");
     assert_eq!((load.weight(begin, endpoint), endpoint.failed()), (1.0, 10_000));
+}
+
+#[test]
+fn after_a_pause_calls_are_in_turn_again_whoever_was_ahead() {
+    let rng = &mut fastrand::Rng::with_seed(7);
+    let (load, begin) = (ServiceLoad::new(service(Policy::LeastRequest, THREE), rng), Instant::now());
+    let mut held: Vec<Picked> = (0..300).map(|_| load.pick(begin, rng, good).unwrap()).collect();
+    let busy = held[0].endpoint().addr();
+    held.retain(|picked| picked.endpoint().addr() == busy);
+    for _ in 0..100 {
+        assert_ne!(load.pick(begin, rng, good).unwrap().endpoint().addr(), busy);
+    }
+    held.clear();
+    let mut counts = std::collections::BTreeMap::new();
+    for n in 0..30 {
+        let picked = load.pick(begin + Duration::from_secs(1) + Duration::from_millis(n), rng, good).unwrap();
+        *counts.entry(picked.endpoint().addr()).or_insert(0) += 1;
+    }
+    assert_eq!(counts.into_values().collect::<Vec<_>>(), [10, 10, 10]);
 }

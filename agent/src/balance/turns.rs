@@ -9,22 +9,25 @@
 //! was stopped for a moment catches up, one that stays behind gets less.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::{EndpointLoad, Standing};
 
-/// How many turns all endpoints of a Service together may be ahead or behind whatever they have open: one percent of ten
-/// thousand calls.
-const AHEAD: f32 = 100.0;
+/// How many turns all endpoints of a Service together may be ahead or behind whatever they have open.
+const AHEAD: f32 = 60.0;
 /// And so many times that if they have more open than they should: what a pause of a machine holds up.
-const AHEAD_IN_NEED: f32 = 10.0;
+const AHEAD_IN_NEED: f32 = 8.0;
+/// After so long without a call nobody is owed anything: there is nothing left to even out.
+const IDLE: Duration = Duration::from_millis(100);
 /// Visits for one call before it goes to whoever is nearest to a turn.
 const VISITS: usize = 32;
 /// Turns taken in one visit by an endpoint that is owed some.
 const IN_A_ROW: u8 = 2;
-/// Calls that an equal endpoint has more of by chance: so many, and a quarter of what the other has.
-const BY_CHANCE: (f32, f32) = (8.0, 1.25);
-/// Endpoints that take up to four times as long as others are still served in turn: machines differ by less.
-const ALIKE: f32 = 2.0;
+/// Calls that an equal endpoint has more of by chance, on a machine with more to do than it can: so many, and four times
+/// what the other has.
+const BY_CHANCE: (f32, f32) = (16.0, 4.0);
+/// Endpoints whose latencies differ by up to so many doublings are still served in turn.
+const ALIKE: f32 = 3.0;
 /// Tries to draw an endpoint by chance before all are looked at: most are good, nearly always.
 const DRAWS: usize = 4;
 
@@ -35,12 +38,13 @@ pub(super) struct Turns {
     at: usize,
     /// The visit at `at` has begun, and so many calls were given.
     given: Option<u8>,
+    last: Option<Instant>,
 }
 
 impl Turns {
     /// `at` by chance, so that many workers do not all begin at the same endpoint.
     pub(super) fn beginning(start: usize, at: usize) -> Self {
-        Self { start, at, given: None }
+        Self { start, at, given: None, last: None }
     }
 
     fn advance(&mut self) {
@@ -51,6 +55,7 @@ impl Turns {
     /// The endpoint for one more call, among `len` of them from `start` on. None is an answer only for an empty ring.
     pub(super) fn next(
         &mut self,
+        now: Instant,
         endpoints: &[Rc<EndpointLoad>],
         len: usize,
         rng: &mut fastrand::Rng,
@@ -62,6 +67,9 @@ impl Turns {
             return None;
         }
         let ring = Ring { endpoints, start: self.start, len, ahead: (AHEAD / len as f32).max(2.0) };
+        if self.last.replace(now).is_some_and(|last| now.saturating_duration_since(last) > IDLE) {
+            ring.forget();
+        }
         let good = |i: usize| standing(&endpoints[i]) == Standing::Good;
         let mut nearest: Option<(f32, usize)> = None;
         for _ in 0..VISITS {
@@ -118,6 +126,14 @@ struct Ring<'a> {
 impl Ring<'_> {
     fn index(&self, at: usize) -> usize {
         (self.start % self.endpoints.len() + at % self.len) % self.endpoints.len()
+    }
+
+    /// Parts of turns stay: who gets few gets them in the end.
+    fn forget(&self) {
+        for i in (0..self.len).map(|at| self.index(at)) {
+            let credit = &self.endpoints[i].credit;
+            credit.set(credit.get().clamp(0.0, 0.999));
+        }
     }
 
     /// One by chance that has less to do than the one at `at`, whose turn it is. It pays for the turn, unless that one is owed
