@@ -157,6 +157,8 @@ struct State {
 struct Usual {
     cost: f32,
     latency: f32,
+    /// Calls that are open on an endpoint in the mean, and one.
+    open: f32,
 }
 
 impl ServiceLoad {
@@ -338,7 +340,8 @@ impl State {
     ) -> Option<Picked> {
         let by_load = self.service.balancing.policy != Policy::RoundRobin;
         let weight = |endpoint: &EndpointLoad| self.weight(now, endpoint);
-        let chosen = turns.next(now, &self.endpoints, len, rng, by_load, weight, standing)?;
+        turns.begin(now, &self.endpoints, len);
+        let chosen = turns.next(&self.endpoints, len, rng, by_load, weight, standing)?;
         Some(Picked::new(&self.endpoints[chosen]))
     }
 
@@ -358,7 +361,9 @@ impl State {
         let (Some(usual), Some(cost)) = (self.usual, endpoint.latency.cost()) else { return 1.0 };
         let slower = cost - usual.cost;
         // Where latencies differ much from call to call, a mean differs by chance too.
-        let beyond = slower - SLOW.max(NOISE * endpoint.latency.deviation());
+        // Calls that wait for each other take longer, and are no sign of slowness where others have fewer.
+        let queue = ((endpoint.open() + 1) as f32 / usual.open).log2().max(0.0);
+        let beyond = slower - queue - SLOW.max(NOISE * endpoint.latency.deviation());
         if beyond <= 0.0 { 1.0 } else { (-POWER * beyond).exp2().max(LEAST_WEIGHT) }
     }
 
@@ -366,8 +371,10 @@ impl State {
     /// slow.
     fn look_at_latencies(&mut self) {
         self.answers_left = self.endpoints.len().max(64);
-        self.usual =
-            self.fast(Latency::cost).zip(self.fast(Latency::mean)).map(|(cost, latency)| Usual { cost, latency });
+        let open: f32 = self.endpoints.iter().map(|endpoint| endpoint.open() as f32).sum();
+        let open = open / self.endpoints.len().max(1) as f32 + 1.0;
+        let fast = self.fast(Latency::cost).zip(self.fast(Latency::mean));
+        self.usual = fast.map(|(cost, latency)| Usual { cost, latency, open });
     }
 
     fn fast(&mut self, figure: impl Fn(&Latency) -> Option<f32>) -> Option<f32> {

@@ -20,14 +20,14 @@ const CALLS: usize = 10_000;
 const PART: usize = 128;
 
 #[test]
-fn endpoints_get_equal_shares_of_one_client_and_of_twenty_pods() -> Result<()> {
-    equal_shares(&[2, 10])
+fn ten_endpoints_get_equal_shares_of_one_client_and_of_twenty_pods() -> Result<()> {
+    equal_shares(&[10])
 }
 
 #[test]
 #[ignore = "a minute and a half"]
 fn endpoints_from_two_to_a_hundred_get_equal_shares() -> Result<()> {
-    equal_shares(&[2, 3, 5, 20, 50, 100])
+    equal_shares(&[2, 3, 5, 10, 20, 50, 100])
 }
 
 fn equal_shares(sizes: &[usize]) -> Result<()> {

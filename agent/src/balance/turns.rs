@@ -52,10 +52,19 @@ impl Turns {
         self.given = None;
     }
 
+    /// Before a call: if it is the first for a while, nobody is owed anything but the part of a turn that it has, so that who
+    /// gets few gets them in the end.
+    pub(super) fn begin(&mut self, now: Instant, endpoints: &[Rc<EndpointLoad>], len: usize) {
+        if self.last.replace(now).is_some_and(|last| now.saturating_duration_since(last) > IDLE) {
+            for endpoint in endpoints.iter().cycle().skip(self.start % endpoints.len().max(1)).take(len) {
+                endpoint.credit.set(endpoint.credit.get().clamp(0.0, 0.999));
+            }
+        }
+    }
+
     /// The endpoint for one more call, among `len` of them from `start` on. None is an answer only for an empty ring.
     pub(super) fn next(
         &mut self,
-        now: Instant,
         endpoints: &[Rc<EndpointLoad>],
         len: usize,
         rng: &mut fastrand::Rng,
@@ -67,9 +76,6 @@ impl Turns {
             return None;
         }
         let ring = Ring { endpoints, start: self.start, len, ahead: (AHEAD / len as f32).max(2.0) };
-        if self.last.replace(now).is_some_and(|last| now.saturating_duration_since(last) > IDLE) {
-            ring.forget();
-        }
         let good = |i: usize| standing(&endpoints[i]) == Standing::Good;
         let mut nearest: Option<(f32, usize)> = None;
         for _ in 0..VISITS {
@@ -126,14 +132,6 @@ struct Ring<'a> {
 impl Ring<'_> {
     fn index(&self, at: usize) -> usize {
         (self.start % self.endpoints.len() + at % self.len) % self.endpoints.len()
-    }
-
-    /// Parts of turns stay: who gets few gets them in the end.
-    fn forget(&self) {
-        for i in (0..self.len).map(|at| self.index(at)) {
-            let credit = &self.endpoints[i].credit;
-            credit.set(credit.get().clamp(0.0, 0.999));
-        }
     }
 
     /// One by chance that has less to do than the one at `at`, whose turn it is. It pays for the turn, unless that one is owed
