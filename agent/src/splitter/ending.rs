@@ -184,7 +184,7 @@ impl Splitter {
         if conn.state != State::Open {
             return;
         }
-        let close_at = conn.idle_since.unwrap_or(now) + self.limits.idle_timeout;
+        let close_at = conn.idle_since.unwrap_or(now) + self.limits.idle_timeout();
         if close_at <= now {
             self.retire(now, c);
         } else {

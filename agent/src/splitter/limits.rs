@@ -50,8 +50,8 @@ pub struct Limits {
     pub dial_patience: Duration,
     /// An endpoint that accepted and sends no SETTINGS for this long is given up.
     pub settings_timeout: Duration,
-    /// An endpoint connection without streams is closed after this long.
-    pub idle_timeout: Duration,
+    /// An endpoint connection without streams is closed after so many seconds.
+    pub idle_seconds: u32,
     /// How long a draining connection waits for the client's PING acknowledgement before the final GOAWAY.
     pub drain_ping: Duration,
     /// Per connection and second: frames that cost us work and their sender nothing.
@@ -169,7 +169,7 @@ impl Default for Limits {
             // has lost its SYN, which is repeated after 1 s.
             dial_patience: Duration::from_millis(250),
             settings_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(300),
+            idle_seconds: 300,
             drain_ping: Duration::from_secs(1),
             floods: Floods {
                 // As many calls as clients are wont to have open, all cancelled as soon as they began. As many at once cost an
@@ -188,6 +188,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// An endpoint connection without streams is closed after this long.
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_secs(self.idle_seconds.into())
+    }
+
     /// Itself, or what is wrong with it.
     pub fn validated(self) -> Result<Self, String> {
         if self.stream_window < DEFAULT_WINDOW || self.stream_window > MAX_WINDOW {

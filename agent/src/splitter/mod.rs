@@ -207,7 +207,7 @@ impl Splitter {
         // Its greeting waits since the dial began.
         self.wake.borrow_mut().push(conn);
         self.arm(now + self.limits.settings_timeout, conn, DeadlineReason::EndpointSettings);
-        self.arm(now + self.limits.idle_timeout, conn, DeadlineReason::IdleEndpoint);
+        self.arm(now + self.limits.idle_timeout(), conn, DeadlineReason::IdleEndpoint);
     }
 
     /// The peer closed its sending direction: HTTP/2 has no use for the other one.

@@ -348,14 +348,14 @@ fn a_request_that_waits_for_an_endpoint_that_left_goes_to_another() {
 fn an_idle_endpoint_connection_is_closed_and_a_busy_one_is_not() {
     in_all_chunks(1, |mut s| {
         let (mut client, mut server) = s.call();
-        s.pass(Limits::default().idle_timeout * 3);
+        s.pass(Limits::default().idle_timeout() * 3);
         assert_eq!(server.got(), []);
         s.send(&client, data(1, END, b""));
         answer(&mut s, &server, 1);
         assert_eq!(client.got(), answered(1));
-        s.pass(Limits::default().idle_timeout - Duration::from_millis(1));
+        s.pass(Limits::default().idle_timeout() - Duration::from_millis(1));
         assert_eq!(server.got(), [bytes(1, END, b"")]);
-        s.pass(Limits::default().idle_timeout);
+        s.pass(Limits::default().idle_timeout());
         assert_eq!(server.got(), [bye(0, NO_ERROR), Got::Closed]);
         // The next request opens another.
         s.send(&client, headers(3, END, CALL));

@@ -57,6 +57,7 @@ pub const NAMED: &[Named] = named![
     "replay-pod", 0..=GIB, replay_pod, "the same, of all requests of a pod";
     "waiting-heads", 65_536..=GIB, waiting_heads, "bytes of header lists that wait in a pod; beyond, streams are refused";
     "endpoint-connections", 1..=1_000, connections_per_endpoint, "connections of a pod to an endpoint that limits streams";
+    "endpoint-idle", 1..=86_400, idle_seconds, "seconds that a connection to an endpoint is kept without streams";
     "attempts", 1..=100, attempts, "endpoints tried for a request";
 ];
 
