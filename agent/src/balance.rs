@@ -360,6 +360,9 @@ impl State {
     fn weight_by_latency(&self, endpoint: &EndpointLoad) -> f32 {
         let (Some(usual), Some(cost)) = (self.usual, endpoint.latency.cost()) else { return 1.0 };
         let slower = cost - usual.cost;
+        if slower <= SLOW {
+            return 1.0;
+        }
         // Where latencies differ much from call to call, a mean differs by chance too.
         // Calls that wait for each other take longer, and are no sign of slowness where others have fewer.
         let queue = ((endpoint.open() + 1) as f32 / usual.open).log2().max(0.0);

@@ -48,12 +48,13 @@ fn peer_of(stream: &std::net::TcpStream) -> Option<socket2::SockAddr> {
 
 #[test]
 fn an_endpoint_that_refuses_is_ejected_for_opaque_connections_and_streams_alike() {
-    // On a machine that stands still for a quarter of a second the good one may look worse than the ejected one.
+    // On a machine that stands still for a quarter of a second the good one may look worse than the ejected one. Were it not
+    // ejected, every second of twelve connections would dial it, each time.
     let dials: Vec<u64> = (0..3).map(|_| dials_of_one_that_refuses()).collect();
     assert!(dials.contains(&1), "{dials:?}");
 }
 
-/// How often it is dialled for two opaque connections and a client of HTTP/2.
+/// How often it is dialled for eight opaque connections and four clients of HTTP/2, all within its back-off.
 fn dials_of_one_that_refuses() -> u64 {
     let world = World::new();
     let ((dead, _held), alive) = (nobody(), Backend::new());
@@ -62,17 +63,27 @@ fn dials_of_one_that_refuses() -> u64 {
     let mut opaque = connect(pod);
     send(&mut opaque, b"x");
     alive.accept();
-    let mut second = connect(pod);
-    send(&mut second, b"x");
-    alive.accept();
+    let more: Vec<_> = (0..7)
+        .map(|_| {
+            let mut opaque = connect(pod);
+            send(&mut opaque, b"x");
+            (alive.accept(), opaque)
+        })
+        .collect();
     assert_eq!(world.pod_report().ejected.len(), 1);
-    // A client of HTTP/2 with one request: it goes where the opaque ones went, and nothing else is dialled.
-    let mut client = connect(pod);
-    send(&mut client, sluice_agent::splitter::PREFACE);
-    send(&mut client, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
-    // :method GET, :scheme http, :path / of the static table.
-    send(&mut client, &[0, 0, 3, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84]);
+    // HTTP/2 with one request goes where the opaque ones went; the four share an endpoint connection.
     let preface = sluice_agent::splitter::PREFACE;
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = connect(pod);
+            send(&mut client, preface);
+            send(&mut client, &[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+            // :method GET, :scheme http, :path / of the static table.
+            send(&mut client, &[0, 0, 3, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84]);
+            client
+        })
+        .collect();
     assert_eq!(receive(&mut alive.accept(), preface.len()), preface);
+    drop((more, clients));
     world.pod_report().dials_failed
 }

@@ -56,7 +56,8 @@ impl Turns {
     /// gets few gets them in the end.
     pub(super) fn begin(&mut self, now: Instant, endpoints: &[Rc<EndpointLoad>], len: usize) {
         if self.last.replace(now).is_some_and(|last| now.saturating_duration_since(last) > IDLE) {
-            for endpoint in endpoints.iter().cycle().skip(self.start % endpoints.len().max(1)).take(len) {
+            let (before, from) = endpoints.split_at(self.start % endpoints.len().max(1));
+            for endpoint in from.iter().chain(before).take(len) {
                 endpoint.credit.set(endpoint.credit.get().clamp(0.0, 0.999));
             }
         }
