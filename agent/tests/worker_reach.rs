@@ -48,14 +48,6 @@ fn peer_of(stream: &std::net::TcpStream) -> Option<socket2::SockAddr> {
 
 #[test]
 fn an_endpoint_that_refuses_is_ejected_for_opaque_connections_and_streams_alike() {
-    // On a machine that stands still for a quarter of a second the good one may look worse than the ejected one. Were it not
-    // ejected, every second of twelve connections would dial it, each time.
-    let dials: Vec<u64> = (0..3).map(|_| dials_of_one_that_refuses()).collect();
-    assert!(dials.contains(&1), "{dials:?}");
-}
-
-/// How often it is dialled for eight opaque connections and four clients of HTTP/2, all within its back-off.
-fn dials_of_one_that_refuses() -> u64 {
     let world = World::new();
     let ((dead, _held), alive) = (nobody(), Backend::new());
     world.set_endpoints(&[dead, alive.addr]);
@@ -63,7 +55,7 @@ fn dials_of_one_that_refuses() -> u64 {
     let mut opaque = connect(pod);
     send(&mut opaque, b"x");
     alive.accept();
-    let more: Vec<_> = (0..7)
+    let _more: Vec<_> = (0..7)
         .map(|_| {
             let mut opaque = connect(pod);
             send(&mut opaque, b"x");
@@ -73,7 +65,7 @@ fn dials_of_one_that_refuses() -> u64 {
     assert_eq!(world.pod_report().ejected.len(), 1);
     // HTTP/2 with one request goes where the opaque ones went; the four share an endpoint connection.
     let preface = sluice_agent::splitter::PREFACE;
-    let clients: Vec<_> = (0..4)
+    let _clients: Vec<_> = (0..4)
         .map(|_| {
             let mut client = connect(pod);
             send(&mut client, preface);
@@ -83,7 +75,10 @@ fn dials_of_one_that_refuses() -> u64 {
             client
         })
         .collect();
-    assert_eq!(receive(&mut alive.accept(), preface.len()), preface);
-    drop((more, clients));
-    world.pod_report().dials_failed
+    // Kept open: an endpoint that closes before its SETTINGS cannot be reached either, and then the dead one is as good.
+    let mut carrier = alive.accept();
+    assert_eq!(receive(&mut carrier, preface.len()), preface);
+    // Once; or twice on a machine that stood still for the back-off, which makes the second the probe.
+    let dials = world.pod_report().dials_failed;
+    assert!(dials <= 2, "{dials}");
 }
