@@ -12,15 +12,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use crate::duration;
 use crate::intercept::MAX_WORKERS;
 use crate::splitter::{LimitSetting, Limits, NAMED};
 
 /// Worker threads unless `--workers` says otherwise: one moves some hundred thousand calls a second, and a node's cores
 /// belong to its pods.
 const MAX_DEFAULT_WORKERS: usize = 4;
-
-/// Longer than any sane grace period, so a slip of the unit; and far from what a clock cannot hold.
-const MAX_GRACE_MS: u64 = 24 * 3_600_000;
 
 /// sluice spreads every gRPC call of this node's pods over the endpoints of the Service that was dialled.
 #[derive(Debug, Parser)]
@@ -129,7 +127,7 @@ pub struct Run {
     pub admin: SocketAddr,
 
     /// How long open streams may go on after SIGTERM: a number with ms, s, m or h.
-    #[arg(long, env = "SLUICE_GRACE", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "SLUICE_GRACE", value_name = "TIME", default_value = "30s", value_parser = grace)]
     pub grace: Duration,
 
     /// What a peer may do, several with commas.
@@ -221,20 +219,8 @@ fn filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// A whole number and a unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let milliseconds: Option<u64> = match unit {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        _ => None,
-    };
-    let value = number.parse::<u64>().ok().zip(milliseconds).and_then(|(number, unit)| number.checked_mul(unit));
-    let bounded = value.filter(|value| *value <= MAX_GRACE_MS);
-    bounded.map(Duration::from_millis).ok_or_else(|| "give a number with ms, s, m or h, up to 24h, such as 30s".into())
+fn grace(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| "give numbers with ms, s, m or h, up to 24h, such as 30s or 1m30s".into())
 }
 
 #[cfg(test)]
@@ -289,9 +275,7 @@ mod tests {
     fn values_are_read_with_their_units() {
         let run = run(&["--source=/m", "--workers=2", "--grace=1500ms", "--bpf-log=debug", "--admin=[::1]:0"]).unwrap();
         assert_eq!((run.workers(), run.grace, run.bpf_log), (2, Duration::from_millis(1500), LevelFilter::DEBUG));
-        for (text, seconds) in [("0s", 0), ("2m", 120), ("24h", 86_400)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
-        }
+        assert!(grace("25h").unwrap_err().contains("1m30s"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod balance;
 pub mod check;
 pub mod config;
 pub mod detect;
+pub mod duration;
 pub mod intercept;
 pub mod netns;
 pub mod opaque;

@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 /// Reads `5ms`, `1.5s`, `2m`; a number without a unit is an error, `0` is not.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let cure = || format!("\"{text}\" is no duration; write a number and a unit: 250us, 5ms, 1.5s, 2m or 1h");
@@ -12,18 +14,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(cure)?;
-    let (number, unit) = text.split_at(unit_at);
-    let seconds = match unit {
-        "us" | "µs" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(cure()),
-    };
-    let number: f64 = number.parse().map_err(|_| cure())?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|_| cure())
+    let parsed = text.parse::<SignedDuration>().map_err(|_| cure())?;
+    Duration::try_from(parsed).map_err(|_| cure())
 }
 
 /// One duration, or any between two.

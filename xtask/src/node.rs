@@ -19,7 +19,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 3)]
     endpoints: usize,
     /// What serves in each backend pod, for `sh -c`; {pod}, {ip} and {port} are replaced, $POD_NAME, $POD_IP and $PORT
-    /// are set [default: loadtest server]
+    /// are set, `loadtest` is in $PATH [default: loadtest server]
     #[arg(long, value_name = "CMD")]
     backend: Option<String>,
     /// Where the backends listen, and the Service's port
@@ -57,10 +57,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let programs = host::programs(options.programs.as_deref(), packages)?;
     let loadtest = programs.join("loadtest");
 
+    // COMMAND and backends find what was built, after what is installed.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::env::split_paths(&path).chain([programs.clone()]))?;
+
     step(&format!("making a node with {} backend and {} client pods", options.endpoints, options.client_pods));
     let node = Node::new()?;
     let backends = Backends::start(&node, "backend", options.endpoints, options.port, |pod| match &options.backend {
-        Some(command) => own_backend(pod, command, options.port),
+        Some(command) => own_backend(pod, command, options.port).env("PATH", &path),
         None => scene::echo_server(pod, &loadtest, options.port),
     })?;
     let service = node.service(ServiceSpec::grpc("sluice-service", options.port))?;
@@ -75,7 +79,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     };
 
     let command = |pod: &Pod, first: bool| {
-        let launch = client_command(pod, &options.command, &programs, &service, node.source_dir(), agent.as_ref())?;
+        let launch = client_command(pod, &options.command, &programs, &service, node.source_dir(), agent.as_ref())?
+            .env("PATH", &path);
         launch.stdin(if first { Stdio::inherit() } else { Stdio::null() }).spawn()
     };
     let running: Vec<_> = clients.iter().enumerate().map(|(i, pod)| command(pod, i == 0)).collect::<Result<_>>()?;
@@ -113,13 +118,10 @@ fn client_command(
     agent: Option<&Agent>,
 ) -> Result<Launch> {
     let (program, args) = command.split_first().context("no command")?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain([programs.to_path_buf()]);
     let address = service.address4();
     let mut launch = pod
         .command(find_program(program, programs))
         .args(args)
-        .env("PATH", std::env::join_paths(folders).context("a PATH that can be extended")?)
         .env("SLUICE_SERVICE", address.to_string())
         .env("SLUICE_SERVICE_HOST", address.ip().to_string())
         .env("SLUICE_SERVICE_PORT", address.port().to_string())

@@ -352,6 +352,23 @@ fn a_slow_endpoint_costs_a_third_of_what_it_costs_in_turn_and_no_more_than_with_
     }
 }
 
+/// A call that waits for seconds has failed for many clients.
+#[test]
+fn an_endpoint_that_becomes_slow_lets_less_than_one_call_in_a_thousand_wait_for_long() {
+    for policy in [Policy::Ewma, Policy::LeastRequest] {
+        for seed in 1..=10 {
+            let mut sim = Sim::new(Rule::Ours(policy), vec![WELL; 5], 1, seed);
+            let rate = sim.capacity() * 0.6;
+            sim.run_for(rate, 5 * SECOND);
+            sim.servers[2].takes *= 20;
+            let since = sim.calls.len();
+            sim.run_for(rate, 10 * SECOND);
+            let longest = sim.percentile(since, 99.9);
+            assert!(longest < 1_500.0, "{policy:?}, seed {seed}: {longest:.0} ms");
+        }
+    }
+}
+
 #[test]
 fn a_slow_endpoint_is_found_out_when_it_is_well_again() {
     for seed in 1..=5 {

@@ -26,8 +26,10 @@ const IN_A_ROW: u8 = 2;
 /// Calls that an equal endpoint has more of by chance, on a machine with more to do than it can: so many, and four times
 /// what the other has.
 const BY_CHANCE: (f32, f32) = (16.0, 4.0);
-/// Endpoints whose latencies differ by up to so many doublings are still served in turn.
-const ALIKE: f32 = 3.0;
+/// Endpoints whose latencies differ by up to so many doublings are still served in turn,
+const ALIKE: f32 = 2.5;
+/// with more calls open in proportion only up to so many: latency that comes of calls that wait explains no more of them.
+const HALF_AGAIN: f32 = 0.6;
 /// Tries to draw an endpoint by chance before all are looked at: most are good, nearly always.
 const DRAWS: usize = 4;
 
@@ -204,5 +206,5 @@ fn in_turn(endpoint: &EndpointLoad, other: &EndpointLoad) -> f32 {
     let others = (other.open() + 1) as f32;
     let (least, times) = BY_CHANCE;
     let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| (own - others).max(0.0));
-    if slower > ALIKE { others } else { least + times * others * slower.exp2() }
+    if slower > ALIKE { others } else { least + times * others * slower.min(HALF_AGAIN).exp2() }
 }

@@ -8,8 +8,8 @@ use super::object::{EJECTION, LOAD_BALANCER, Object, SLOW_START, Service};
 use super::problem::Problem;
 use super::select::{annotation, place};
 use super::{Balancing, Ejection, Policy};
+use crate::duration;
 
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const EJECTION_CURE: &str =
     "write \"off\", or some of failures=5, rate=20%, most=50%, back-off=1s, longest=8s with commas between";
 
@@ -38,8 +38,8 @@ pub(super) fn of(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Balanci
         })
     });
     let slow_start = written.slow_start.as_deref().map(|value| {
-        duration(value).unwrap_or_else(|| {
-            told(SLOW_START, value, None, "write a duration from 0s to 24h, such as \"30s\"".to_owned());
+        duration::parse(value).unwrap_or_else(|| {
+            told(SLOW_START, value, None, "write a duration from 0s to 24h, such as \"30s\" or \"1m30s\"".to_owned());
             Duration::ZERO
         })
     });
@@ -56,16 +56,21 @@ fn ejection(value: &str) -> Result<Ejection, String> {
     if value.trim() == "off" {
         return Ok(Ejection { failures: 0, rate: 0, ..ejection });
     }
+    let mut said = Vec::new();
     for part in value.split(',') {
         let (name, value) = part.split_once('=').ok_or_else(|| format!("\"{}\" has no \"=\"", part.trim()))?;
         let (name, value) = (name.trim(), value.trim());
         let bad = || format!("{name}={value}");
+        if said.contains(&name) {
+            return Err(format!("\"{name}\" is there twice"));
+        }
+        said.push(name);
         match name {
             "failures" => ejection.failures = value.parse().ok().filter(|n| *n <= 1_000_000).ok_or_else(bad)?,
             "rate" => ejection.rate = percent(value).ok_or_else(bad)?,
             "most" => ejection.most = percent(value).ok_or_else(bad)?,
-            "back-off" => ejection.back_off = duration(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
-            "longest" => ejection.longest = duration(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
+            "back-off" => ejection.back_off = duration::parse(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
+            "longest" => ejection.longest = duration::parse(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
             _ => return Err(format!("there is no \"{name}\"")),
         }
     }
@@ -78,21 +83,6 @@ fn ejection(value: &str) -> Result<Ejection, String> {
 /// `0%` to `100%`.
 fn percent(text: &str) -> Option<u8> {
     text.strip_suffix('%')?.trim().parse().ok().filter(|percent| *percent <= 100)
-}
-
-/// As Kubernetes and Go write them, of one number: `500ms`, `30s`, `5m`, `1h`.
-fn duration(text: &str) -> Option<Duration> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit = match &text[digits..] {
-        "ms" => Duration::from_millis(1),
-        "s" => Duration::from_secs(1),
-        "m" => Duration::from_secs(60),
-        "h" => Duration::from_secs(3600),
-        _ => return None,
-    };
-    unit.checked_mul(u32::try_from(number).ok()?).filter(|it| *it <= LONGEST)
 }
 
 #[cfg(test)]
@@ -122,19 +112,10 @@ mod tests {
             ("back-off=0s", "back-off=0s"),
             ("back-off=1d", "back-off=1d"),
             ("back-off=10s", "longest is below"),
+            ("failures=3, rate=20%, failures=4", "\"failures\" is there twice"),
         ] {
             let why = ejection(value).unwrap_err();
             assert!(why.contains(named), "{value}: {why}");
-        }
-    }
-
-    #[test]
-    fn a_duration_is_a_number_and_a_unit() {
-        assert_eq!(duration("30s"), Some(Duration::from_secs(30)));
-        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(duration("0s"), Some(Duration::ZERO));
-        for bad in ["", "s", "30", "1.5s", "-1s", "25h", "99999999999999999999s", "30é", "1m30s"] {
-            assert_eq!(duration(bad), None, "{bad}");
         }
     }
 }

@@ -8,7 +8,7 @@ use mio::net::{TcpListener, TcpStream};
 use socket2::SockRef;
 
 use super::arena::Key;
-use super::event_loop::{COME_OR_GO, Kind, Worker};
+use super::event_loop::{Kind, Worker};
 use super::relay::Pair;
 use super::socket::{Socket, set_options};
 use super::timers::{Alarm, Timer};
@@ -54,10 +54,7 @@ impl Worker {
         for _ in 0..A_TURN {
             let Some(listener) = self.io.listeners.get_mut(key) else { return };
             match listener.listener.accept() {
-                Ok((stream, peer)) => {
-                    self.io.spent += COME_OR_GO;
-                    self.accepted(pod, stream, peer);
-                }
+                Ok((stream, peer)) => self.accepted(pod, stream, peer),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {

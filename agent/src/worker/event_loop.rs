@@ -33,17 +33,13 @@ const BEAT: Duration = Duration::from_millis(100);
 const EVENTS: usize = 1024;
 /// Most bytes read in one call, and thereby in one connection's turn.
 pub(super) const BUFFER: usize = 128 * 1024;
-/// An iteration ends when its turns have cost this much (bytes read, plus `TURN` each): small frames cost up to 20 ns a
-/// byte, so this is about 20 ms.
-const ROUND: usize = 1024 * 1024;
-/// What a pod may use in one visit before the next pod's, and again to write its output: about 2.5 ms each.
-pub(super) const VISIT: usize = 128 * 1024;
-/// What a turn or a write costs besides its bytes, in the same measure.
-pub(super) const TURN: usize = 512;
-/// What it costs to accept or to close a connection, likewise: some system calls, and the kernel tells its peer.
-pub(super) const COME_OR_GO: usize = 8 * TURN;
+/// An iteration ends when its visits have taken this long.
+const ROUND: Duration = Duration::from_millis(10);
+/// What a pod may take in one visit before the next pod's, and again to write its output. Time is what others wait for, and
+/// bytes do not tell it: a frame of 20 bytes and a dial cost as much as a megabyte.
+pub(super) const VISIT: Duration = Duration::from_micros(500);
 /// Most timers fired in one iteration.
-const TIMERS: usize = 1024;
+const TIMERS: usize = 64;
 
 pub(super) struct Worker {
     pub(super) index: usize,
@@ -90,8 +86,6 @@ pub(super) struct Io {
     pub(super) turns: Turns,
     pub(super) timers: Timers,
     pub(super) buffer: Box<[u8]>,
-    /// What this iteration's turns have cost.
-    pub(super) spent: usize,
 }
 
 pub(super) struct PodState {
@@ -139,7 +133,6 @@ impl Worker {
             turns: Turns::default(),
             timers: Timers::default(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
-            spent: 0,
             settings,
         };
         Ok(Self {
@@ -237,31 +230,28 @@ impl Worker {
     fn conn_due(&mut self, key: Key) {
         match self.io.conns.get(key).map(|conn| &conn.kind) {
             Some(Kind::Http2(_)) => self.link_due(key),
-            Some(Kind::Relay(_)) => self.relay_turn(key),
+            // What it does then, a dial for one, is part of its pod's visit.
+            Some(Kind::Relay(_)) => self.io.enqueue(key),
             None => {}
         }
     }
 
     /// One visit for each pod that has something to do; those that have more go to the back.
     fn visit_pods(&mut self) {
-        self.io.spent = 0;
+        let until = Instant::now() + ROUND;
         for _ in 0..self.io.turns.pods() {
-            if self.io.spent >= ROUND {
-                return;
-            }
             let Some(pod) = self.io.turns.next_pod() else { return };
             self.visit(pod);
+            if Instant::now() >= until {
+                return;
+            }
         }
     }
 
     /// One turn for each of the pod's sockets that is ready now, as far as its share goes, and a flush.
     fn visit(&mut self, pod: Key) {
-        let until = self.io.spent + VISIT;
+        let until = Instant::now() + VISIT;
         for _ in 0..self.io.turns.sockets(pod) {
-            if self.io.spent >= until {
-                break;
-            }
-            self.io.spent += TURN;
             match self.io.turns.next_socket(pod) {
                 Some(Ready::Listener(key)) => self.accept_turn(key),
                 Some(Ready::Conn(key)) => {
@@ -273,6 +263,9 @@ impl Worker {
                     }
                 }
                 None => break,
+            }
+            if Instant::now() >= until {
+                break;
             }
         }
         self.flush(pod);

@@ -2,10 +2,10 @@
 //! turn, one flush an iteration. It looks into no frame.
 
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::arena::Key;
-use super::event_loop::{BUFFER, COME_OR_GO, Io, Kind, PodState, TURN, VISIT, Worker};
+use super::event_loop::{BUFFER, Io, Kind, PodState, VISIT, Worker};
 use super::socket::{Socket, Took, dial};
 use super::timers::Timer;
 use crate::addr::EndpointAddr;
@@ -18,9 +18,6 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
 /// destroys our last words.
 const LINGER: Duration = Duration::from_secs(2);
-
-/// So many bytes written cost as much as one read, which is cut into frames too.
-const WRITTEN: usize = 16;
 
 /// A connection that the pod's splitter knows.
 pub(super) struct Link {
@@ -112,7 +109,6 @@ impl Worker {
             let open = link.phase == Phase::Open;
             match conn.socket.read(&mut io.buffer[..link.appetite]) {
                 Took::Bytes(n) => {
-                    io.spent += n;
                     if open {
                         let before = splitter.work();
                         splitter.handle_bytes(io.now, link.id, &io.buffer[..n]);
@@ -178,18 +174,21 @@ impl Worker {
     pub(super) fn flush(&mut self, pod_key: Key) {
         let io = &mut self.io;
         let Some(pod) = self.pods.get_mut(pod_key) else { return };
-        let until = io.spent + VISIT;
+        let until = Instant::now() + VISIT;
         loop {
-            while let Some(effect) = pod.splitter.as_mut().and_then(Splitter::poll_effect) {
-                match effect {
-                    Effect::Dial(id, to) => io.dial_link(pod, pod_key, id, to),
-                    Effect::Write(id) => pod.to_write.extend(io.link(pod, id)),
-                    Effect::Close(id) => io.close_link(pod, id),
+            match pod.splitter.as_mut().and_then(Splitter::poll_effect) {
+                Some(Effect::Write(id)) => {
+                    pod.to_write.extend(io.link(pod, id));
+                    continue;
                 }
+                Some(Effect::Dial(id, to)) => io.dial_link(pod, pod_key, id, to),
+                Some(Effect::Close(id)) => io.close_link(pod, id),
+                None => match pod.to_write.pop_front() {
+                    Some(key) => io.write_link(pod, key),
+                    None => break,
+                },
             }
-            let Some(key) = pod.to_write.pop_front() else { break };
-            io.write_link(pod, key);
-            if io.spent >= until {
+            if Instant::now() >= until {
                 io.turns.wake(pod_key);
                 break;
             }
@@ -273,7 +272,6 @@ impl Io {
     /// The connection is gone; the splitter hears of it unless it has forgotten it before.
     fn lose(&mut self, pod: &mut PodState, key: Key) {
         let Some(conn) = self.conns.remove(key) else { return };
-        self.spent += COME_OR_GO;
         let Kind::Http2(link) = conn.kind else { return };
         let Some(splitter) = &mut pod.splitter else { return };
         let forgotten = match link.phase {
@@ -317,7 +315,6 @@ impl Io {
             }
             match conn.socket.write(output) {
                 Took::Bytes(n) => {
-                    self.spent += TURN + n / WRITTEN;
                     splitter.consumed(self.now, link.id, n);
                 }
                 Took::End | Took::Blocked => break,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 
 use super::arena::{Key, Role};
-use super::event_loop::{COME_OR_GO, Kind, Worker};
+use super::event_loop::{Kind, Worker};
 use super::http2::SMALL_TURN;
 use super::socket::{Socket, Took, dial};
 use crate::addr::OriginalDst;
@@ -102,7 +102,7 @@ impl Pair {
         [self.dialling.as_ref().map(|dialling| dialling.by), detection].into_iter().flatten().min()
     }
 
-    fn turn(&mut self, client: &mut Socket, reach: &Reach, now: Instant, buffer: &mut [u8], spent: &mut usize) -> Next {
+    fn turn(&mut self, client: &mut Socket, reach: &Reach, now: Instant, buffer: &mut [u8]) -> Next {
         if let Err(error) = self.check_dial(reach, now) {
             return Next::DialFailed(error);
         }
@@ -117,12 +117,12 @@ impl Pair {
             }
         }
         let Some(endpoint) = &mut self.endpoint else { return Next::Dial };
-        if let Err(error) = carry(endpoint, client, &mut self.down, buffer, spent) {
+        if let Err(error) = carry(endpoint, client, &mut self.down, buffer) {
             return Next::Reset(error);
         }
-        if let Err(error) = carry(client, endpoint, &mut self.up, buffer, spent) {
+        if let Err(error) = carry(client, endpoint, &mut self.up, buffer) {
             // What the endpoint said before it broke still arrives, if the client takes it.
-            let _ = carry(endpoint, client, &mut self.down, buffer, spent);
+            let _ = carry(endpoint, client, &mut self.down, buffer);
             return Next::Reset(error);
         }
         pass_end(client, &mut self.down);
@@ -211,7 +211,7 @@ impl Pair {
 }
 
 /// One direction's share of a turn: what waits, then one read that is written at once.
-fn carry(from: &mut Socket, to: &mut Socket, pipe: &mut Pipe, buffer: &mut [u8], spent: &mut usize) -> io::Result<()> {
+fn carry(from: &mut Socket, to: &mut Socket, pipe: &mut Pipe, buffer: &mut [u8]) -> io::Result<()> {
     if to.can_write() && !pipe.output().is_empty() {
         match to.write(pipe.output()) {
             Took::Bytes(n) => pipe.consumed(n),
@@ -223,7 +223,6 @@ fn carry(from: &mut Socket, to: &mut Socket, pipe: &mut Pipe, buffer: &mut [u8],
     if from.can_read() && room > 0 {
         match from.read(&mut buffer[..room]) {
             Took::Bytes(n) => {
-                *spent += n;
                 let mut written = 0;
                 if to.can_write() && pipe.output().is_empty() {
                     match to.write(&buffer[..n]) {
@@ -255,7 +254,7 @@ impl Worker {
         let Some(conn) = io.conns.get_mut(key) else { return };
         let Kind::Relay(pair) = &mut conn.kind else { return };
         let Some(pod) = self.pods.get(conn.pod) else { return };
-        let next = pair.turn(&mut conn.socket, &pod.reach, io.now, &mut io.buffer, &mut io.spent);
+        let next = pair.turn(&mut conn.socket, &pod.reach, io.now, &mut io.buffer);
         pod.log_reach();
         match next {
             Next::Wait => {}
@@ -268,7 +267,6 @@ impl Worker {
             }
             Next::Done => {
                 io.conns.remove(key);
-                io.spent += COME_OR_GO;
                 return;
             }
             Next::Reset(error) => {
@@ -337,7 +335,6 @@ impl Worker {
 
     pub(super) fn reset_relay(&mut self, key: Key) {
         if let Some(conn) = self.io.conns.remove(key) {
-            self.io.spent += COME_OR_GO;
             conn.reset();
         }
     }

@@ -1,4 +1,4 @@
-//! What one bad peer costs the others: scripted attackers and endpoints that do harm beside a client that makes 400 calls a
+//! What one bad peer costs the others: scripted attackers and endpoints that do harm beside a client that makes 500 calls a
 //! second, through the same agent to the same endpoints; real BPF, real processes. Each test prints its figures: the calm
 //! client's latency, the agent's memory and CPU, and what the endpoints saw. Nothing is asserted about times.
 //! Needs root, `sluice-agent` and `loadtest` built. The long form, 30 s for each attack, with the release agent:
@@ -43,6 +43,13 @@ fn a_bad_endpoint_costs_other_services_nothing() -> Result<()> {
 #[ignore = "half a minute for each attack"]
 fn a_bad_client_costs_another_pod_nothing_for_long() -> Result<()> {
     Stage::new(Attacker::InItsOwnPod)?.play(BY_CLIENTS, long())
+}
+
+/// Nothing is limited then: what is left is what the machine and the endpoints suffer by themselves, the measure for the others.
+#[test]
+#[ignore = "half a minute for each attack"]
+fn what_a_bad_client_costs_another_pod_past_the_agent_for_long() -> Result<()> {
+    Stage::new(Attacker::PastTheAgent)?.play(BY_CLIENTS, long())
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec, program};
+use testbed::{Agent, Node, Pod, PodSpec, Process, Service, ServiceSpec, program};
 
 use crate::attacks::Attack;
 use crate::figures::{Calm, Seen, Used, forget_peak};
@@ -18,7 +18,7 @@ const PORT: u16 = 50051;
 const BEHIND: u16 = 50052;
 const SOON: Duration = Duration::from_secs(20);
 /// Calls a second of the calm client.
-const RATE: u64 = 400;
+const RATE: u64 = 500;
 /// Most resident memory of an agent, whatever happens. A debug build's code is larger.
 const BUDGET: u64 = if cfg!(debug_assertions) { 72 << 20 } else { 30 << 20 };
 /// The attacker begins before the calm client and ends after it.
@@ -28,6 +28,8 @@ const LEAD: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attacker {
     InItsOwnPod,
+    /// The same, but the pod is none of the agent's: kube-proxy sends it to an endpoint.
+    PastTheAgent,
     /// In the same pod, on other connections.
     InTheCalmPod,
     /// Of a Service that another pod calls.
@@ -93,7 +95,10 @@ impl Stage {
         let harmful = node.pod("harmful")?;
         let harm = node.service(ServiceSpec::grpc("harm", PORT))?;
         harm.add_endpoint(&harmful)?;
-        let (calm, other) = (node.pod("calm")?, node.pod("other")?);
+        let other = PodSpec::new("other");
+        let other =
+            if attacker == Attacker::PastTheAgent { other.annotation("sluice.dev/redirect", "false") } else { other };
+        let (calm, other) = (node.pod("calm")?, node.pod(other)?);
         let agent = node.agent().start()?;
         Ok(Self { attacker, echoes, echo, harm, harmful, calm, other, agent, node, _alone: alone })
     }
@@ -126,7 +131,7 @@ impl Stage {
         let used = Used::by(self.agent.pid())?;
         let attackers = attack.map(|attack| self.attack(attack, time)).transpose()?;
         let calm = self.calm_calls(time)?;
-        if let Some(attack) = attack {
+        if let Some(attack) = attack.filter(|_| self.attacker != Attacker::PastTheAgent) {
             self.wait_counted(attack, &limited)?;
         }
         drop(attackers);
@@ -148,6 +153,9 @@ impl Stage {
         let calls = RATE * time.as_secs();
         ensure!(calm.failed == 0 && calm.not_started == 0 && calm.calls == calls, "calm calls failed: {calm:?}");
         ensure!(now.peak <= BUDGET, "{} bytes resident", now.peak);
+        if self.attacker == Attacker::PastTheAgent {
+            return Ok(());
+        }
         ensure!(seen.odd <= seen.connections, "frames that concern no endpoint came to them: {seen:?}");
         ensure!(seen.settings <= 2 * seen.connections + 2, "a flood of SETTINGS came to the endpoints: {seen:?}");
         // As many as the agent lets pass, and what it read with the last one.
@@ -188,7 +196,7 @@ impl Stage {
         };
         let echo = self.echo.address4().to_string();
         let attackers = match self.attacker {
-            Attacker::InItsOwnPod => vec![client(&self.other, attack.name, echo)?],
+            Attacker::InItsOwnPod | Attacker::PastTheAgent => vec![client(&self.other, attack.name, echo)?],
             Attacker::InTheCalmPod => vec![client(&self.calm, attack.name, echo)?],
             Attacker::AnEndpoint => {
                 let server = self.harmful.command("nice").args(["-n", "19", env!("CARGO_BIN_EXE_abuser"), "server"]);

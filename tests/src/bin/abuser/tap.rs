@@ -1,11 +1,15 @@
 //! What an endpoint sees: stands before a server, passes bytes both ways, and counts the frames of those who connect. In:
 //! connections; out: a line of JSON for each line on standard input, until that ends. It changes no byte.
 
-use std::io::{self, BufRead, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::io::{self, BufRead, Write};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::frames::PREFACE;
 
@@ -16,18 +20,21 @@ struct Counts {
     frames: [AtomicU64; 11],
 }
 
-/// From `port` on all addresses to `behind` on loopback.
+/// From `port` on all addresses to `behind` on loopback. One thread: a thousand connections cost it no more than the server.
 pub fn run(port: u16, behind: u16) -> io::Result<()> {
     let counts = Arc::new(Counts::default());
-    let listener = TcpListener::bind(("::", port))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let listener = runtime.block_on(TcpListener::bind(("::", port)))?;
     let counting = Arc::clone(&counts);
     thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            counting.connections.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = pass(stream, behind, Arc::clone(&counting)) {
-                eprintln!("tap: {error}");
+        runtime.block_on(async {
+            loop {
+                if let Ok((stream, _)) = listener.accept().await {
+                    counting.connections.fetch_add(1, Ordering::Relaxed);
+                    tokio::spawn(pass(stream, behind, Arc::clone(&counting)));
+                }
             }
-        }
+        });
     });
     for _ in io::stdin().lock().lines() {
         let frames: Vec<u64> = counts.frames.iter().map(|count| count.load(Ordering::Relaxed)).collect();
@@ -37,29 +44,32 @@ pub fn run(port: u16, behind: u16) -> io::Result<()> {
     Ok(())
 }
 
-fn pass(near: TcpStream, behind: u16, counts: Arc<Counts>) -> io::Result<()> {
-    let far = TcpStream::connect((Ipv4Addr::LOCALHOST, behind))?;
-    for stream in [&near, &far] {
-        stream.set_nodelay(true)?;
-    }
-    let (from, to) = (near.try_clone()?, far.try_clone()?);
+/// Until one side ends: an end of HTTP/2 in one direction is the end of both.
+async fn pass(near: TcpStream, behind: u16, counts: Arc<Counts>) {
+    let far = match TcpStream::connect((Ipv4Addr::LOCALHOST, behind)).await {
+        Ok(far) => far,
+        Err(error) => return eprintln!("tap: {error}"),
+    };
+    // A socket that refuses this is gone, and reading it tells so.
+    let _ = near.set_nodelay(true).and(far.set_nodelay(true));
+    let (near, far) = (near.into_split(), far.into_split());
     let mut heads = Heads { skip: PREFACE.len(), head: Vec::new() };
-    thread::spawn(move || copy(from, to, |bytes| heads.count(bytes, &counts)));
-    thread::spawn(move || copy(far, near, |_| {}));
-    Ok(())
+    tokio::select! {
+        _ = copy(near.0, far.1, |bytes| heads.count(bytes, &counts)) => {}
+        _ = copy(far.0, near.1, |_| {}) => {}
+    }
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream, mut look: impl FnMut(&[u8])) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        look(&buffer[..n]);
-        if to.write_all(&buffer[..n]).is_err() {
-            break;
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut look: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    loop {
+        from.readable().await?;
+        buffer.clear();
+        if from.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
         }
-    }
-    // Both ways: an end of HTTP/2 in one is the end of both.
-    for stream in [from, to] {
-        let _ = stream.shutdown(Shutdown::Both);
+        look(&buffer);
+        to.write_all(&buffer).await?;
     }
 }
 
