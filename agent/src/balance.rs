@@ -150,15 +150,15 @@ struct State {
     /// What the fast ones cost and take, in doublings, and after how many answers that is looked at again.
     usual: Option<Usual>,
     answers_left: usize,
-    scratch: Vec<f32>,
+    scratch: Vec<Usual>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Usual {
     cost: f32,
     latency: f32,
-    /// Calls that are open on an endpoint in the mean, and one.
-    open: f32,
+    /// Of the one with that cost.
+    queue: f32,
 }
 
 impl ServiceLoad {
@@ -299,7 +299,7 @@ impl ServiceLoad {
             // Whoever fails at once is not fast.
             latency = state.usual.map_or(latency, |usual| latency.max(usual.latency));
         }
-        endpoint.latency.sample(now, latency, outcome.is_failure());
+        endpoint.latency.sample(now, latency, endpoint.open(), outcome.is_failure());
         state.answers_left = state.answers_left.saturating_sub(1);
         if state.answers_left == 0 {
             state.look_at_latencies();
@@ -359,14 +359,14 @@ impl State {
 
     fn weight_by_latency(&self, endpoint: &EndpointLoad) -> f32 {
         let (Some(usual), Some(cost)) = (self.usual, endpoint.latency.cost()) else { return 1.0 };
-        let slower = cost - usual.cost;
+        // Calls that wait for each other take longer, and are no sign of slowness where others have fewer.
+        let queue = (endpoint.latency.queue() - usual.queue).max(0.0);
+        let slower = cost - usual.cost - queue;
         if slower <= SLOW {
             return 1.0;
         }
         // Where latencies differ much from call to call, a mean differs by chance too.
-        // Calls that wait for each other take longer, and are no sign of slowness where others have fewer.
-        let queue = ((endpoint.open() + 1) as f32 / usual.open).log2().max(0.0);
-        let beyond = slower - queue - SLOW.max(NOISE * endpoint.latency.deviation());
+        let beyond = slower - SLOW.max(NOISE * endpoint.latency.deviation());
         if beyond <= 0.0 { 1.0 } else { (-POWER * beyond).exp2().max(LEAST_WEIGHT) }
     }
 
@@ -374,17 +374,15 @@ impl State {
     /// slow.
     fn look_at_latencies(&mut self) {
         self.answers_left = self.endpoints.len().max(64);
-        let open: f32 = self.endpoints.iter().map(|endpoint| endpoint.open() as f32).sum();
-        let open = open / self.endpoints.len().max(1) as f32 + 1.0;
-        let fast = self.fast(Latency::cost).zip(self.fast(Latency::mean));
-        self.usual = fast.map(|(cost, latency)| Usual { cost, latency, open });
-    }
-
-    fn fast(&mut self, figure: impl Fn(&Latency) -> Option<f32>) -> Option<f32> {
         self.scratch.clear();
-        self.scratch.extend(self.endpoints.iter().filter_map(|endpoint| figure(&endpoint.latency)));
+        let known = |endpoint: &Rc<EndpointLoad>| {
+            let latency = &endpoint.latency;
+            Some(Usual { cost: latency.cost()?, latency: latency.mean()?, queue: latency.queue() })
+        };
+        self.scratch.extend(self.endpoints.iter().filter_map(known));
         let quarter = self.scratch.len() / 4;
-        (!self.scratch.is_empty()).then(|| *self.scratch.select_nth_unstable_by(quarter, f32::total_cmp).1)
+        self.usual = (!self.scratch.is_empty())
+            .then(|| *self.scratch.select_nth_unstable_by(quarter, |a, b| a.cost.total_cmp(&b.cost)).1);
     }
 }
 

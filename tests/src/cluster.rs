@@ -245,11 +245,26 @@ impl Cluster {
     /// `kubectl wait` with as much time as a slow machine takes: `wait(&["--for=condition=Ready", "pod/x"])`.
     pub fn wait(&self, args: &[&str]) -> Result<()> {
         let said = state::output(self.command("kubectl").args(["wait", "--timeout=300s"]).args(args), b"");
-        said.map(drop).with_context(|| {
-            let seen = ["get", "pods", "--all-namespaces", "--output=wide"];
-            let seen = self.kubectl(&seen).unwrap_or_default();
-            format!("the pods:\n{seen}{}", self.kubectl(&["get", "events"]).unwrap_or_default())
-        })
+        said.map(drop).with_context(|| self.what_goes_on())
+    }
+
+    /// Waits until all pods of `deployment/x` or `ds/x` are those that it describes, and ready.
+    pub fn wait_rolled_out(&self, namespace: &str, object: &str) -> Result<()> {
+        let said = self.kubectl(&["--namespace", namespace, "rollout", "status", object, "--timeout=300s"]);
+        said.map(drop).with_context(|| self.what_goes_on())
+    }
+
+    /// For an error: pods, what they and the nodes say of themselves, and the last words of those who should have acted.
+    fn what_goes_on(&self) -> String {
+        let said = |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}\n"));
+        let pods = said(&["get", "pods", "--all-namespaces", "--output=wide"]);
+        let conditions = said(&["describe", "nodes"]);
+        let events = said(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]);
+        let events: Vec<_> = events.lines().collect();
+        let events = events[events.len().saturating_sub(60)..].join("\n");
+        let acting = ["kube-controller-manager", "kube-scheduler", "kubelet-node-a", "kubelet-node-b"];
+        let logs = acting.map(|name| format!("{name}:\n{}", state::log_end(name))).join("\n");
+        format!("the pods:\n{pods}\nthe nodes:\n{conditions}\nthe last events:\n{events}\n{logs}")
     }
 
     /// Asks every 100 ms until the answer is yes, for five minutes, or an error.

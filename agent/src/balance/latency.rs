@@ -26,30 +26,40 @@ pub(super) struct Latency {
     mean: Cell<f32>,
     /// How far samples are from the mean, on average.
     deviation: Cell<f32>,
+    /// Calls that were open besides, in doublings, on average.
+    queue: Cell<f32>,
     /// Share of calls that failed, from 0 to 1.
     failing: Cell<f32>,
     samples: Cell<u32>,
+    first: Cell<Option<Instant>>,
+    /// Half a second has not passed since the first.
+    young: Cell<bool>,
     last: Cell<Option<Instant>>,
 }
 
 impl Latency {
     /// An answer, or a failure, took this long, in doublings.
-    pub(super) fn sample(&self, now: Instant, doublings: f32, failed: bool) {
+    pub(super) fn sample(&self, now: Instant, doublings: f32, open: u32, failed: bool) {
+        let queue = ((open + 1) as f32).log2();
         let failed = if failed { 1.0 } else { 0.0 };
         let samples = self.samples.get();
         self.samples.set(samples.saturating_add(1));
         let idle = self.last.replace(Some(now)).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
-        if samples == 0 {
+        let Some(first) = self.first.get() else {
+            self.first.set(Some(now));
             self.failing.set(failed);
+            self.queue.set(queue);
             return self.mean.set(doublings);
-        }
-        // The first ones have equal weights.
-        let equal = if samples < ENOUGH { 1.0 / (samples + 1) as f32 } else { 0.0 };
+        };
+        // The first ones have equal weights: those of a moment when it was not warm are a few of many then.
+        self.young.set(now.saturating_duration_since(first) < AT_LEAST);
+        let equal = if samples < ENOUGH || self.young.get() { 1.0 / (samples + 1) as f32 } else { 0.0 };
         let part = |of: Duration| idle.as_secs_f32() / of.as_secs_f32();
         let weight = equal.max(part(MEMORY).min(MOST)).max(part(AT_LEAST).min(USUAL));
         let away = doublings - self.mean.get();
         self.mean.set(self.mean.get() + weight * away);
         self.deviation.set(self.deviation.get() + weight * (away.abs() - self.deviation.get()));
+        self.queue.set(self.queue.get() + weight * (queue - self.queue.get()));
         self.failing.set(self.failing.get() + weight * (failed - self.failing.get()));
         debug_assert!(
             (0.0..64.0).contains(&self.mean.get()) && (0.0..=1.001).contains(&self.failing.get()),
@@ -57,14 +67,19 @@ impl Latency {
         );
     }
 
-    /// None: too few samples to say.
+    /// None: too few samples to say, or all of one moment.
     pub(super) fn mean(&self) -> Option<f32> {
-        (self.samples.get() >= ENOUGH).then(|| self.mean.get())
+        (self.samples.get() >= ENOUGH && !self.young.get()).then(|| self.mean.get())
     }
 
     /// What speaks against it, in doublings: the mean, and more where calls fail.
     pub(super) fn cost(&self) -> Option<f32> {
         self.mean().map(|mean| mean + FAILURE * self.failing.get())
+    }
+
+    /// How many calls were open there when it answered, and one, in doublings.
+    pub(super) fn queue(&self) -> f32 {
+        self.queue.get()
     }
 
     pub(super) fn deviation(&self) -> f32 {
@@ -89,7 +104,7 @@ mod tests {
     fn fed(latencies: impl IntoIterator<Item = f32>, apart: Duration) -> Latency {
         let (latency, begin) = (Latency::default(), Instant::now());
         for (n, ms) in latencies.into_iter().enumerate() {
-            latency.sample(begin + apart * n as u32, doublings(Duration::from_secs_f32(ms / 1000.0)), false);
+            latency.sample(begin + apart * n as u32, doublings(Duration::from_secs_f32(ms / 1000.0)), 0, false);
         }
         latency
     }
@@ -117,7 +132,7 @@ mod tests {
         let before = latency.mean().unwrap();
         let end = latency.last.get().unwrap() + 50 * MS;
         for n in 0..200 {
-            latency.sample(end + MS * n / 20, doublings(50 * MS - MS * n / 20), false);
+            latency.sample(end + MS * n / 20, doublings(50 * MS - MS * n / 20), 0, false);
         }
         let after = latency.mean().unwrap();
         assert!((0.1..1.0).contains(&(after - before)), "{before} {after}");
@@ -127,10 +142,19 @@ mod tests {
     fn twenty_times_the_time_shows_within_half_a_second_and_ten_calls() {
         for (apart, calls) in [(MS, 500), (50 * MS, 10)] {
             let slow = std::iter::repeat_n(20.0, calls);
-            let before = fed([1.0; 200], apart).mean().unwrap();
-            let after = fed([1.0; 200].into_iter().chain(slow), apart).mean().unwrap();
+            let before = fed([1.0; 600], apart).mean().unwrap();
+            let after = fed([1.0; 600].into_iter().chain(slow), apart).mean().unwrap();
             assert!(after - before > 1.5, "{before} {after}");
         }
+    }
+
+    #[test]
+    fn nobody_is_judged_by_the_first_moment() {
+        let mut first = fed([50.0; 100], MS / 10);
+        assert_eq!(first.mean(), None);
+        first = fed([50.0; 100].into_iter().chain([1.0; 6_000]), MS / 10);
+        let well = fed([1.0; 6_100], MS / 10).mean().unwrap();
+        assert!(first.mean().unwrap() - well < 0.2, "{first:?}");
     }
 
     #[test]

@@ -307,6 +307,27 @@ fn endpoints_that_pause_get_equal_shares_under_every_policy() {
     }
 }
 
+/// As in the first moment, when one is not warm yet: what happened once in a few milliseconds says little of the next second.
+#[test]
+fn an_endpoint_that_pauses_at_the_start_gets_an_equal_share_of_the_calls_after_it() {
+    for policy in Policy::ALL {
+        for (pause, calls) in [(2 * MS, 60), (5 * MS, 60), (10 * MS, 200), (30 * MS, 200)] {
+            for seed in 1..=5 {
+                let warm = Server { slots: 1, takes: MS / 10, ..WELL };
+                let mut servers = vec![warm.clone(); 6];
+                servers[3] = Server { slots: 24, takes: pause, varies: false, ..WELL };
+                let mut sim = Sim::new(Rule::Ours(policy), servers, 1, seed);
+                sim.run_closed(50, calls);
+                sim.servers[3] = warm;
+                let since = sim.calls.len();
+                sim.run_closed(50, 20_000);
+                let shares = sim.shares(since);
+                assert!(spread(&shares) <= 1.05, "{policy:?}, {pause:?}, seed {seed}: {shares:?}");
+            }
+        }
+    }
+}
+
 /// As where endpoints are on several machines: who takes half as long again has its even share as long as it can serve it.
 #[test]
 fn endpoints_that_differ_by_half_get_equal_shares_under_every_policy() {

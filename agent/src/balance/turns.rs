@@ -4,9 +4,9 @@
 //! has a whole turn. So equal endpoints get equal shares, call by call, whatever the policy.
 //!
 //! Under all policies but round robin an endpoint with more open calls than another drawn by chance lets that one go first,
-//! and is owed the turn. Once it is owed many, only if it has more open than its usual latency explains: who takes half as
-//! long again has half as many again open, and keeps its even share. And what it is owed beyond a bound is lost: one that
-//! was stopped for a moment catches up, one that stays behind gets less.
+//! and is owed the turn. Once it is owed many, only if it has more open than chance explains: who takes half as long again
+//! has half as many again open, and keeps its even share. And what it is owed beyond a bound is lost: one that was stopped for
+//! a moment catches up, one that stays behind gets less.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -23,13 +23,11 @@ const IDLE: Duration = Duration::from_millis(100);
 const VISITS: usize = 32;
 /// Turns taken in one visit by an endpoint that is owed some.
 const IN_A_ROW: u8 = 2;
-/// Calls that an equal endpoint has more of by chance, on a machine with more to do than it can: so many, and four times
-/// what the other has.
-const BY_CHANCE: (f32, f32) = (16.0, 4.0);
-/// Endpoints whose latencies differ by up to so many doublings are still served in turn,
+/// Calls that an equal endpoint has more of by chance, or for taking half as long again, on a machine with more to do than it
+/// can: eight, and eight times what the other has.
+const BY_CHANCE: (f32, f32) = (8.0, 8.0);
+/// Endpoints whose latencies differ by more doublings are not equal.
 const ALIKE: f32 = 2.5;
-/// with more calls open in proportion only up to so many: latency that comes of calls that wait explains no more of them.
-const HALF_AGAIN: f32 = 0.6;
 /// Tries to draw an endpoint by chance before all are looked at: most are good, nearly always.
 const DRAWS: usize = 4;
 
@@ -200,11 +198,10 @@ impl Ring<'_> {
     }
 }
 
-/// With so many calls open an endpoint stays in turn beside the other. Calls open are calls a second times latency (Little's
-/// law), so that equal shares leave more open where calls take longer.
+/// With so many calls open an endpoint stays in turn beside the other.
 fn in_turn(endpoint: &EndpointLoad, other: &EndpointLoad) -> f32 {
     let others = (other.open() + 1) as f32;
     let (least, times) = BY_CHANCE;
-    let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| (own - others).max(0.0));
-    if slower > ALIKE { others } else { least + times * others * slower.min(HALF_AGAIN).exp2() }
+    let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| own - others);
+    if slower > ALIKE { others } else { least + times * others }
 }

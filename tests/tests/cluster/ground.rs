@@ -52,7 +52,7 @@ fn every_pod_reaches_every_endpoint_of_a_service_in_both_families() -> Result<()
     let cluster = world::cluster()?;
     let space = Namespace::make(cluster, "reach")?;
     space.apply(&spread_server("echo", 4))?;
-    space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+    space.wait_rolled_out("deployment/echo")?;
 
     let slices: Value = serde_json::from_str(&space.kubectl(&["get", "endpointslices", "--output=json"])?)?;
     for family in ["IPv4", "IPv6"] {
@@ -112,7 +112,7 @@ fn a_pod_reaches_the_api_server_with_its_own_account() -> Result<()> {
 fn logs_and_exec_reach_pods_on_both_nodes() -> Result<()> {
     let space = Namespace::make(world::cluster()?, "logs")?;
     space.apply(&spread_server("echo", 2))?;
-    space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+    space.wait_rolled_out("deployment/echo")?;
     for pod in space.pods("app=echo")? {
         assert_eq!(space.kubectl(&["logs", &pod])?, format!("{pod} serves :8080\n"));
         assert_eq!(space.exec(&pod, &["get", "http://127.0.0.1:8080/"])?, format!("{pod}\n"));
@@ -162,7 +162,7 @@ fn services_serve_on_while_the_api_server_is_away() -> Result<()> {
     let cluster = world::cluster()?;
     let space = Namespace::make(cluster, "away")?;
     space.apply(&spread_server("echo", 2))?;
-    space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+    space.wait_rolled_out("deployment/echo")?;
     let addresses = space.cluster_ips("echo")?;
 
     for node in cluster.nodes() {

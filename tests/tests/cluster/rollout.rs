@@ -34,7 +34,7 @@ fn scaled_up_and_down_under_load_no_call_fails_and_each_new_pod_takes_its_share_
     let scene = Scene::make("scale", 3)?;
     let scale = |count: usize| {
         scene.space.kubectl(&["scale", "deployment/echo", &format!("--replicas={count}")])?;
-        scene.space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+        scene.space.wait_rolled_out("deployment/echo")?;
         scene.settle(count)
     };
     let before = scene.timeline.addresses()?;
@@ -59,7 +59,7 @@ fn a_rollout_under_load_fails_no_call() -> Result<()> {
     let scene = Scene::make("rollout", 3)?;
     let before = scene.timeline.addresses()?;
     scene.space.kubectl(&["rollout", "restart", "deployment/echo"])?;
-    scene.space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+    scene.space.wait_rolled_out("deployment/echo")?;
     scene.settle(3)?;
     scene.timeline.print_and_judge_new(&before)?;
     let shares = scene.timeline.next_window()?;
@@ -270,12 +270,12 @@ fn servers_that_end_at_once_fail_no_more_calls_by_sluice_than_by_kube_proxy() ->
     thread::sleep(WINDOW);
 
     space.kubectl(&["rollout", "restart", "deployment/echo"])?;
-    space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+    space.wait_rolled_out("deployment/echo")?;
     thread::sleep(WINDOW);
     // One after the other, with an even chance for each to be the one that a connection through kube-proxy has.
     for pod in space.pods("app=echo")? {
         space.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force"])?;
-        space.kubectl(&["rollout", "status", "deployment/echo", "--timeout=300s"])?;
+        space.wait_rolled_out("deployment/echo")?;
         thread::sleep(WINDOW);
     }
     let [kube_proxy, sluice] = loads.map(Load::stop);

@@ -70,8 +70,7 @@ pub fn install_marked(cluster: &Cluster) -> Result<()> {
 
 /// Waits until every node's agent is the one that the DaemonSet describes, and ready.
 pub fn settle(cluster: &Cluster) -> Result<()> {
-    let waited = cluster.kubectl(&["--namespace", SYSTEM, "rollout", "status", "ds/sluice-agent", "--timeout=300s"]);
-    waited.map(drop).with_context(|| {
+    cluster.wait_rolled_out(SYSTEM, "ds/sluice-agent").with_context(|| {
         let said = |args: &[&str]| cluster.kubectl(&[&["--namespace", SYSTEM], args].concat()).unwrap_or_default();
         let logs = ["logs", "--selector=app.kubernetes.io/name=sluice-agent", "--all-containers", "--tail=20"];
         format!("{}\n{}", said(&["describe", "pods"]), said(&logs))
@@ -215,7 +214,7 @@ impl Namespace {
     pub fn deploy(&self, deployment: &Value) -> Result<()> {
         self.apply(std::slice::from_ref(deployment))?;
         let name = deployment["metadata"]["name"].as_str().context("a name")?;
-        self.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=300s"]).map(drop)
+        self.wait_rolled_out(&format!("deployment/{name}"))
     }
 
     /// Starts a client pod on a node and waits until it can be told something.

@@ -62,7 +62,7 @@ fn calls_go_where_kube_proxy_sends_connections() -> Result<()> {
         }
     }
     space.kubectl(&["scale", "deployment/echo-node-b", "--replicas=2"])?;
-    space.kubectl(&["rollout", "status", "deployment/echo-node-b", "--timeout=300s"])?;
+    space.wait_rolled_out("deployment/echo-node-b")?;
     // Those that were scaled away may still be on their way out.
     let all = &on_a | &(&on("node-b")? - &on_b);
     ensure!(all.len() == 4, "{all:?}");

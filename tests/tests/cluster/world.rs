@@ -62,6 +62,10 @@ impl Namespace {
         self.cluster.wait(&[&["--namespace", &self.name], args].concat())
     }
 
+    pub fn wait_rolled_out(&self, object: &str) -> Result<()> {
+        self.cluster.wait_rolled_out(&self.name, object)
+    }
+
     /// Names of the pods with this label.
     pub fn pods(&self, selector: &str) -> Result<BTreeSet<String>> {
         let names = ["get", "pods", "--selector", selector, "--output=jsonpath={.items[*].metadata.name}"];
