@@ -221,6 +221,7 @@ impl PodState {
             splitter: None,
             by_conn: Vec::new(),
             to_write: Default::default(),
+            pace: Default::default(),
             alarm: Alarm::default(),
             accepted: 0,
             without_flow: 0,

@@ -16,7 +16,7 @@ use super::accept::Listener;
 use super::arena::{Arena, Key, Role, target, token};
 use super::control::Draining;
 use super::http2::Link;
-use super::relay::Pair;
+use super::relay::{Pace, Pair};
 use super::services::Services;
 use super::socket::Socket;
 use super::timers::{Alarm, Timer, Timers};
@@ -99,6 +99,7 @@ pub(super) struct PodState {
     /// By `ConnId::index`. An entry may be out of date: the connection's own id tells.
     pub(super) by_conn: Vec<Option<Key>>,
     pub(super) to_write: VecDeque<Key>,
+    pub(super) pace: Pace,
     pub(super) alarm: Alarm,
     pub(super) accepted: u64,
     pub(super) without_flow: u64,

@@ -23,6 +23,8 @@ pub(super) struct Pair {
     to: Destination,
     /// None: opaque for good.
     detection: Option<Detection>,
+    /// Detection has run out of patience, and what it wants then is to wait until here: see [`Pace`].
+    turn_at: Option<Instant>,
     /// Set while the endpoint is being dialled.
     dialling: Option<Dialling>,
     /// Client to endpoint.
@@ -72,7 +74,15 @@ impl Pair {
     }
 
     fn new(to: Destination) -> Self {
-        Self { endpoint: None, to, detection: None, dialling: None, up: Pipe::default(), down: Pipe::default() }
+        Self {
+            endpoint: None,
+            to,
+            detection: None,
+            turn_at: None,
+            dialling: None,
+            up: Pipe::default(),
+            down: Pipe::default(),
+        }
     }
 
     pub(super) fn reset(self) {
@@ -98,16 +108,20 @@ impl Pair {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let detection = self.detection.as_ref().and_then(Detection::deadline);
+        let detection = self
+            .detection
+            .as_ref()
+            .and_then(Detection::deadline)
+            .map(|at| self.turn_at.map_or(at, |turn| turn.max(at)));
         [self.dialling.as_ref().map(|dialling| dialling.by), detection].into_iter().flatten().min()
     }
 
-    fn turn(&mut self, client: &mut Socket, reach: &Reach, now: Instant, buffer: &mut [u8]) -> Next {
+    fn turn(&mut self, client: &mut Socket, reach: &Reach, now: Instant, pace: &mut Pace, buffer: &mut [u8]) -> Next {
         if let Err(error) = self.check_dial(reach, now) {
             return Next::DialFailed(error);
         }
         if self.detection.is_some() {
-            match self.detect(client, now, buffer) {
+            match self.detect(client, now, pace, buffer) {
                 Ok(Step::Wait) if self.has_more(client) => return Next::Again,
                 Ok(Step::Wait) => return Next::Wait,
                 Ok(Step::Http2) => return Next::Http2,
@@ -153,7 +167,7 @@ impl Pair {
     }
 
     /// Reads what detection needs, client's bytes first.
-    fn detect(&mut self, client: &mut Socket, now: Instant, buffer: &mut [u8]) -> io::Result<Step> {
+    fn detect(&mut self, client: &mut Socket, now: Instant, pace: &mut Pace, buffer: &mut [u8]) -> io::Result<Step> {
         let Some(detection) = &mut self.detection else { return Ok(Step::Opaque) };
         if client.can_read() {
             // Frames that come with the preface are the first turn's.
@@ -192,6 +206,13 @@ impl Pair {
                 return Ok(step);
             }
         }
+        if detection.deadline().is_none_or(|deadline| now < deadline) {
+            return Ok(Step::Wait);
+        }
+        if now < *self.turn_at.get_or_insert_with(|| pace.next(now)) {
+            return Ok(Step::Wait);
+        }
+        self.turn_at = None;
         Ok(detection.handle_deadline(now))
     }
 
@@ -248,13 +269,33 @@ fn pass_end(to: &mut Socket, pipe: &mut Pipe) {
     }
 }
 
+/// When connections that say nothing are dialled for: so many of a pod at once, the others one by one. A thousand of them
+/// cost their owner nothing, and the endpoints as much as if it had called them all at the same moment.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    free_at: Option<Instant>,
+}
+
+impl Pace {
+    const AT_ONCE: u32 = 32;
+    const APART: Duration = Duration::from_millis(2);
+
+    /// The next turn, which is taken thereby.
+    fn next(&mut self, now: Instant) -> Instant {
+        let ahead = Self::APART * Self::AT_ONCE;
+        let free_at = self.free_at.map_or(now, |at| at.max(now)) + Self::APART;
+        self.free_at = Some(free_at);
+        free_at.checked_sub(ahead).map_or(now, |at| at.max(now))
+    }
+}
+
 impl Worker {
     pub(super) fn relay_turn(&mut self, key: Key) {
         let io = &mut self.io;
         let Some(conn) = io.conns.get_mut(key) else { return };
         let Kind::Relay(pair) = &mut conn.kind else { return };
-        let Some(pod) = self.pods.get(conn.pod) else { return };
-        let next = pair.turn(&mut conn.socket, &pod.reach, io.now, &mut io.buffer);
+        let Some(pod) = self.pods.get_mut(conn.pod) else { return };
+        let next = pair.turn(&mut conn.socket, &pod.reach, io.now, &mut pod.pace, &mut io.buffer);
         pod.log_reach();
         match next {
             Next::Wait => {}
@@ -361,5 +402,20 @@ impl Pair {
                 Some(to.socket_addr())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_silent_connections_are_dialled_for_at_once_and_the_others_one_by_one() {
+        let (mut pace, now) = (Pace::default(), Instant::now() + Duration::from_secs(1_000));
+        let wait = |pace: &mut Pace, now| pace.next(now) - now;
+        assert!((0..32).all(|_| wait(&mut pace, now).is_zero()));
+        let later: Vec<_> = (0..968).map(|_| wait(&mut pace, now)).collect();
+        assert!(later.iter().zip(1..).all(|(wait, n)| *wait == Pace::APART * n), "{later:?}");
+        assert!((0..32).all(|_| wait(&mut pace, now + Duration::from_secs(2)).is_zero()), "all is as before");
     }
 }
