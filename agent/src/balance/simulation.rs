@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::*;
-use crate::table::{Endpoint, Scope, ServicePortName};
+use crate::table::Endpoint;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -71,15 +71,7 @@ fn listing(policy: Policy, endpoints: usize) -> Arc<Service> {
         let addr = EndpointAddr::new(([10, 1, (n / 250) as u8, (n % 250) as u8], 50051).into());
         Endpoint { addr, identity: n.to_string().into() }
     };
-    Arc::new(Service {
-        id: 1,
-        addr: ServiceAddr::new(([10, 96, 0, 10], 50051).into()),
-        name: ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "grpc".into() },
-        balancing: policy.into(),
-        endpoints: (0..endpoints).map(endpoint).collect(),
-        scope: Scope::All,
-        usable: 0,
-    })
+    tests::listing(policy, (0..endpoints).map(endpoint))
 }
 
 impl Sim {

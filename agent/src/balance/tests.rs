@@ -3,19 +3,20 @@ use crate::addr::ServiceAddr;
 use crate::table::{Endpoint, Scope, ServicePortName};
 
 fn service(policy: Policy, endpoints: &[(&str, &str)]) -> Arc<Service> {
-    let endpoints = endpoints
-        .iter()
-        .map(|(addr, identity)| Endpoint {
-            addr: EndpointAddr::new(addr.parse().unwrap()),
-            identity: (*identity).into(),
-        })
-        .collect();
+    let endpoint = |(addr, identity): &(&str, &str)| Endpoint {
+        addr: EndpointAddr::new(addr.parse().unwrap()),
+        identity: (*identity).into(),
+    };
+    listing(policy, endpoints.iter().map(endpoint))
+}
+
+pub(super) fn listing(policy: Policy, endpoints: impl Iterator<Item = Endpoint>) -> Arc<Service> {
     Arc::new(Service {
         id: 1,
         addr: ServiceAddr::new("10.96.0.10:50051".parse().unwrap()),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
         balancing: policy.into(),
-        endpoints,
+        endpoints: endpoints.collect(),
         scope: Scope::All,
         usable: 0,
     })
