@@ -77,6 +77,11 @@ impl Latency {
         self.mean().map(|mean| mean + FAILURE * self.failing.get())
     }
 
+    /// When it answered last.
+    pub(super) fn last(&self) -> Option<Instant> {
+        self.last.get()
+    }
+
     /// How many calls were open there when it answered, and one, in doublings.
     pub(super) fn queue(&self) -> f32 {
         self.queue.get()

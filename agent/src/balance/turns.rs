@@ -15,8 +15,11 @@ use super::{EndpointLoad, Standing};
 
 /// How many turns all endpoints of a Service together may be ahead or behind whatever they have open.
 const AHEAD: f32 = 60.0;
-/// And so many times that if they have more open than they should: what a pause of a machine holds up.
+/// And so many times that if they have more open than they should, or as many as come in a pause.
 const AHEAD_IN_NEED: f32 = 8.0;
+/// Machines with more to do than they can stop a process for so long. Whoever has answered since is not stopped, and keeps its
+/// turn with as many calls open as come meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
 /// After so long without a call nobody is owed anything: there is nothing left to even out.
 const IDLE: Duration = Duration::from_millis(100);
 /// Visits for one call before it goes to whoever is nearest to a turn.
@@ -39,12 +42,16 @@ pub(super) struct Turns {
     /// The visit at `at` has begun, and so many calls were given.
     given: Option<u8>,
     last: Option<Instant>,
+    /// Calls since `counted_from`, and how many came in the `PAUSE` before.
+    count: u32,
+    before: u32,
+    counted_from: Option<Instant>,
 }
 
 impl Turns {
     /// `at` by chance, so that many workers do not all begin at the same endpoint.
     pub(super) fn beginning(start: usize, at: usize) -> Self {
-        Self { start, at, given: None, last: None }
+        Self { start, at, ..Self::default() }
     }
 
     fn advance(&mut self) {
@@ -55,6 +62,11 @@ impl Turns {
     /// Before a call: if it is the first for a while, nobody is owed anything but the part of a turn that it has, so that who
     /// gets few gets them in the end.
     pub(super) fn begin(&mut self, now: Instant, endpoints: &[Rc<EndpointLoad>], len: usize) {
+        self.count = self.count.saturating_add(1);
+        let from = *self.counted_from.get_or_insert(now);
+        if now.saturating_duration_since(from) >= PAUSE {
+            (self.before, self.count, self.counted_from) = (self.count, 0, Some(now));
+        }
         if self.last.replace(now).is_some_and(|last| now.saturating_duration_since(last) > IDLE) {
             let (before, from) = endpoints.split_at(self.start % endpoints.len().max(1));
             for endpoint in from.iter().chain(before).take(len) {
@@ -76,7 +88,11 @@ impl Turns {
         if len == 0 {
             return None;
         }
-        let ring = Ring { endpoints, start: self.start, len, ahead: (AHEAD / len as f32).max(2.0) };
+        let ahead = (AHEAD / len as f32).max(2.0);
+        let in_need = ahead * AHEAD_IN_NEED;
+        let recent = self.count.max(self.before) as f32 / len as f32;
+        let ring =
+            Ring { endpoints, start: self.start, len, ahead, in_need: in_need.max(recent), recent, now: self.last };
         let good = |i: usize| standing(&endpoints[i]) == Standing::Good;
         let mut nearest: Option<(f32, usize)> = None;
         for _ in 0..VISITS {
@@ -86,7 +102,7 @@ impl Turns {
                 Some(given) => given,
                 None => {
                     let weight = weight(endpoint);
-                    let most = 1.0 + weight * ring.ahead * AHEAD_IN_NEED;
+                    let most = 1.0 + weight * ring.in_need;
                     endpoint.credit.set((endpoint.credit.get() + weight).min(most));
                     *self.given.insert(0)
                 }
@@ -126,8 +142,13 @@ struct Ring<'a> {
     endpoints: &'a [Rc<EndpointLoad>],
     start: usize,
     len: usize,
-    /// Turns that one may be ahead or behind; `AHEAD_IN_NEED` times that in need.
+    /// Turns that one may be ahead or behind.
     ahead: f32,
+    /// The same in need.
+    in_need: f32,
+    /// Calls that each gets in a `PAUSE`.
+    recent: f32,
+    now: Option<Instant>,
 }
 
 impl Ring<'_> {
@@ -155,12 +176,12 @@ impl Ring<'_> {
             return None;
         }
         let owed = (endpoint.credit.get() - 1.0).max(-other.credit.get());
-        if owed > self.ahead && load <= in_turn(endpoint, other) {
+        if owed > self.ahead && load <= self.in_turn(endpoint, other) {
             return None;
         }
-        if endpoint.credit.get() < 1.0 + weight(endpoint) * self.ahead * AHEAD_IN_NEED {
+        if endpoint.credit.get() < 1.0 + weight(endpoint) * self.in_need {
             let pays = other.credit.get() - 1.0;
-            if pays < -self.ahead * AHEAD_IN_NEED {
+            if pays < -self.in_need {
                 return None;
             }
             other.credit.set(pays);
@@ -196,12 +217,19 @@ impl Ring<'_> {
         }
         chosen
     }
-}
 
-/// With so many calls open an endpoint stays in turn beside the other.
-fn in_turn(endpoint: &EndpointLoad, other: &EndpointLoad) -> f32 {
-    let others = (other.open() + 1) as f32;
-    let (least, times) = BY_CHANCE;
-    let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| own - others);
-    if slower > ALIKE { others } else { least + times * others }
+    /// With so many calls open an endpoint stays in turn beside the other: as many as may be by chance, or as have come while it
+    /// was stopped, unless that lasts.
+    fn in_turn(&self, endpoint: &EndpointLoad, other: &EndpointLoad) -> f32 {
+        let others = (other.open() + 1) as f32;
+        let slower = endpoint.latency.mean().zip(other.latency.mean()).map_or(0.0, |(own, others)| own - others);
+        if slower > ALIKE {
+            return others;
+        }
+        let by_chance = BY_CHANCE.0 + BY_CHANCE.1 * others;
+        match endpoint.latency.last().zip(self.now) {
+            Some((last, now)) if now.saturating_duration_since(last) < PAUSE => by_chance.max(self.recent),
+            _ => by_chance,
+        }
+    }
 }

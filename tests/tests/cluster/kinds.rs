@@ -49,7 +49,9 @@ fn both_families(space: &Namespace) -> Result<()> {
         println!("by {target}: {calls:?}");
         let family = |it: &str| it.starts_with('[');
         ensure!(calls.keys().all(|endpoint| family(endpoint) == family(&address)), "{calls:?}");
-        ensure!(calls.len() == ENDPOINTS && calls.values().all(|calls| *calls == 100), "{calls:?}");
+        // All of them together may be owed sixty turns.
+        let even = |calls: &u64| calls.abs_diff(100) <= 60 / ENDPOINTS as u64 + 1;
+        ensure!(calls.len() == ENDPOINTS && calls.values().all(even), "{calls:?}");
     }
     Ok(())
 }
