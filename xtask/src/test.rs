@@ -13,7 +13,7 @@ use crate::host;
 
 /// The version whose configuration format deny.toml has.
 const CARGO_DENY: &str = "0.20.2";
-/// Lines of a failed layer's log that are shown.
+/// Lines of a failed layer's log that are shown: of each test program's failures, or of its end if no test failed.
 const SHOWN: usize = 120;
 
 #[derive(Args)]
@@ -68,7 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         match outcome {
             Ok(()) => println!("{name}: ok, {} passed, {seconds} s", tally.passed),
             Err(error) => {
-                show_end(&said);
+                what_failed(&said).iter().for_each(|line| println!("  | {line}"));
                 // A layer that breaks without a failed test (formatting, a build) is a failure all the same.
                 tally.failed = tally.failed.max(1);
                 println!("{name}: FAILED, {} passed, {} failed, {seconds} s", tally.passed, tally.failed);
@@ -249,11 +249,21 @@ fn tally(log: &str) -> Tally {
     })
 }
 
-fn show_end(log: &str) {
+/// What libtest prints from `failures:` to its closing line; where nothing does, the end of the log.
+fn what_failed(log: &str) -> Vec<&str> {
     let lines: Vec<_> = log.lines().collect();
-    for line in &lines[lines.len().saturating_sub(SHOWN)..] {
-        println!("  | {line}");
+    let mut shown = Vec::new();
+    let mut rest = &lines[..];
+    while let Some(start) = rest.iter().position(|line| *line == "failures:") {
+        rest = &rest[start..];
+        let end = rest.iter().position(|line| line.starts_with("test result: ")).map_or(rest.len(), |end| end + 1);
+        shown.extend(&rest[..end.min(SHOWN)]);
+        rest = &rest[end..];
     }
+    if shown.is_empty() {
+        shown.extend(&lines[lines.len().saturating_sub(SHOWN)..]);
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -268,6 +278,16 @@ mod tests {
                    test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3 s\n";
         assert_eq!(tally(log), Tally { passed: 21, failed: 2 });
         assert_eq!(tally("error: could not compile"), Tally::default());
+    }
+
+    #[test]
+    fn of_a_failed_layer_what_failed_is_shown_wherever_it_stands() {
+        let failed =
+            "failures:\n\n---- b stdout ----\nwhy\n\n\nfailures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed;";
+        let well = "successes:\n\n---- c stdout ----\n7 ms\n\ntest result: ok. 9 passed; 0 failed;\n".repeat(SHOWN);
+        assert_eq!(what_failed(&format!("{well}{failed}\n{well}error: 1 target failed:")).join("\n"), failed);
+        let broken = "error: could not compile";
+        assert_eq!(what_failed(&format!("{well}{broken}")).last(), Some(&broken));
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub(super) struct Conn {
     pub(super) retired: bool,
     /// Endpoint: pairs that wait for it to be able to open a stream, in turn.
     pub(super) waiting: VecDeque<PairKey>,
+    /// Endpoint: pairs whose client left after its last word, in the order of their deadlines.
+    pub(super) rests: VecDeque<PairKey>,
     /// Endpoint: since when it has had no stream.
     pub(super) idle_since: Option<Instant>,
     pub(super) flood: FloodGuard,
@@ -174,6 +176,7 @@ impl Conn {
             resets: VecDeque::new(),
             retired: false,
             waiting: VecDeque::new(),
+            rests: VecDeque::new(),
             idle_since: (!client).then_some(now),
             flood: FloodGuard::new(now),
             haste: Haste::default(),

@@ -120,7 +120,7 @@ impl Splitter {
         match &conn.role {
             Role::Client(_) => {
                 for (_, key) in streams {
-                    self.cancel(now, key);
+                    self.client_left(now, key);
                 }
             }
             Role::Endpoint(endpoint) => {
@@ -139,6 +139,20 @@ impl Splitter {
                     self.endpoint_unreachable(now, key);
                 }
             }
+        }
+    }
+
+    /// What clients that left had said was not taken in time.
+    pub(super) fn end_rests(&mut self, now: Instant, c: u32) {
+        let id = self.conns[c].id;
+        while let Some(&key) = self.conns[c].rests.front() {
+            match self.pairs.peek(key).and_then(|pair| pair.rest_until) {
+                Some(until) if until > now => return self.arm(until, id, DeadlineReason::RestEnd),
+                Some(_) => self.end_pair(now, key, None, Some(Reason::CANCEL)),
+                // Taken meanwhile.
+                None => {}
+            }
+            self.conns[c].rests.pop_front();
         }
     }
 

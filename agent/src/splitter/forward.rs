@@ -301,7 +301,7 @@ impl Splitter {
             }
         }
         let mut in_flight = self.conns[c].streams.values().filter_map(|key| self.pairs.peek(*key));
-        if in_flight.all(|pair| self.conns[pair.client.conn].apart) {
+        if in_flight.all(|pair| !pair.client.is_open() || self.conns[pair.client.conn].apart) {
             return;
         }
         let waits = |key: &PairKey| {
@@ -374,16 +374,20 @@ impl Splitter {
         self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
         let (client, endpoint) = (&pair.client, &pair.endpoint);
         self.held -= (client.recv.held() + endpoint.recv.held()) as usize;
-        let conn = &mut self.conns[client.conn];
-        conn.forget(now, client);
-        conn.remember(client.id, client.we_reset);
+        if client.is_open() {
+            let conn = &mut self.conns[client.conn];
+            conn.forget(now, client);
+            conn.remember(client.id, client.we_reset);
+        }
         if endpoint.is_open() {
             self.conns[endpoint.conn].forget(now, endpoint);
             self.place_freed(now, endpoint.conn);
         } else {
             self.pay(endpoint.owed_to, endpoint.unpaid);
         }
-        self.close_if_unused(now, client.conn);
+        if client.is_open() {
+            self.close_if_unused(now, client.conn);
+        }
     }
 
     /// For a pair that is known to be there.

@@ -52,7 +52,8 @@ impl Splitter {
         assert_eq!(self.heads_held, heads, "bytes of header lists that wait, over all streams");
         let clients = self.conns.live().filter(|conn| conn.face() == Face::Client);
         let streams: usize = clients.map(|conn| conn.streams.len()).sum();
-        assert_eq!(self.pairs.len(), streams, "pairs and clients' streams");
+        let rests = self.pairs.live().filter(|pair| !pair.client.is_open());
+        assert_eq!(self.pairs.len(), streams + rests.count(), "pairs and clients' streams");
         let overdue = self.conns.live().filter(|conn| conn.overdue).count();
         assert_eq!(self.ways.overdue(), overdue, "overdue dials");
     }
@@ -76,7 +77,7 @@ impl Splitter {
             let side = pair.face(conn.face());
             assert_eq!((self.conns[side.conn].id, side.id), (conn.id, *id), "{conn:?}: whose stream is {pair:?}");
             unpaid += side.unpaid as u64;
-            if conn.face() == Face::Client {
+            if conn.face() == Face::Client || pair.rest_until.is_some() {
                 self.check_pair(*key, pair);
             }
         }
@@ -119,6 +120,12 @@ impl Splitter {
         check_side(client, pair);
         check_side(endpoint, pair);
         assert!(!pair.is_complete(), "{pair:?}: a pair that has ended is in the books");
+        assert_eq!(client.is_open(), pair.rest_until.is_none(), "{pair:?}: whether its client has left");
+        if pair.rest_until.is_some() {
+            assert!(client.is_closed() && endpoint.is_open(), "{pair:?}: waits for an endpoint though its client left");
+            let listed = self.conns[endpoint.conn].rests.iter().filter(|rest| **rest == key).count();
+            assert_eq!(listed, 1, "{pair:?}: how often its deadline is known");
+        }
         if endpoint.is_open() {
             let named = self.conns[endpoint.conn].streams.get(&endpoint.id);
             assert_eq!(named, Some(&key), "{pair:?}: its endpoint's connection does not know it");
@@ -207,6 +214,7 @@ fn check_timers(conn: &Conn, armed: impl Fn(DeadlineReason) -> bool) {
             let greeted = conn.settled || armed(DeadlineReason::EndpointSettings);
             assert!(greeted, "{conn:?}: waits for SETTINGS without end");
             assert!(conn.retired || armed(DeadlineReason::IdleEndpoint), "{conn:?}: may idle without end");
+            assert!(conn.rests.is_empty() || armed(DeadlineReason::RestEnd), "{conn:?}: keeps rests without end");
         }
     }
 }

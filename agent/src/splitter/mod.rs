@@ -87,6 +87,8 @@ pub enum DeadlineReason {
     PauseEnd,
     /// A reset towards an endpoint was held back, since the request was too new.
     LateReset,
+    /// An endpoint has not taken the rest of what a client said before it left.
+    RestEnd,
     /// An endpoint connection may have been without streams for long.
     IdleEndpoint,
     /// A draining client has not acknowledged the PING.
@@ -273,6 +275,7 @@ impl Splitter {
                 }
                 DeadlineReason::PauseEnd => self.end_pause(now, c),
                 DeadlineReason::LateReset => self.send_late_resets(now, c),
+                DeadlineReason::RestEnd => self.end_rests(now, c),
                 DeadlineReason::IdleEndpoint => self.check_idle(now, c),
                 DeadlineReason::DrainPing => self.finish_drain(now, c),
                 DeadlineReason::DrainEnd => {

@@ -53,7 +53,7 @@ pub(super) enum Ending {
 pub(super) struct Side {
     /// Slot of its connection. Of the endpoint's side: meaningless before an endpoint is picked.
     pub(super) conn: u32,
-    /// 0: not opened yet.
+    /// 0: not opened yet, or off its connection's books.
     pub(super) id: u32,
     // What came.
     pub(super) recv: RecvWindow,
@@ -197,6 +197,8 @@ pub(super) struct Pair {
     pub(super) status: u16,
     /// How it ended at its endpoint was told.
     pub(super) told: bool,
+    /// The client left after its last word: until when the endpoint may take what waits for it.
+    pub(super) rest_until: Option<Instant>,
     pub(super) grpc: bool,
     /// A HEAD request: its response has a content-length and no content (RFC 9110 §9.3.2).
     pub(super) head: bool,

@@ -2,9 +2,8 @@
 //! take one: another endpoint where the first provably did not process it, else an answer of our own.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::Splitter;
 use super::conn::{Drain, Role, State};
 use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
@@ -13,7 +12,11 @@ use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::{Fatal, Section};
+use super::{DeadlineReason, Splitter};
 use crate::balance::{EndpointLoad, Picked};
+
+/// How long what a client said before it left may wait for its endpoint to take it.
+const REST_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why a request goes to another endpoint, or to another connection of the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,7 @@ impl Splitter {
             asked: now,
             status: 0,
             told: false,
+            rest_until: None,
             grpc: request.grpc,
             head: request.head,
             connect: request.connect,
@@ -376,10 +380,25 @@ impl Splitter {
         self.end_pair(now, key, Some(reason), Some(Reason::CANCEL));
     }
 
-    /// The client's connection is gone.
-    pub(super) fn cancel(&mut self, now: Instant, key: PairKey) {
-        self.call_given_up(now, key);
-        self.end_pair(now, key, None, Some(Reason::CANCEL));
+    /// The client's connection is gone. A call that was over for it is nothing it gave up: what the endpoint has not taken
+    /// of the request goes on, as it would from the buffers of a direct connection. Any other call is cancelled.
+    pub(super) fn client_left(&mut self, now: Instant, key: PairKey) {
+        let Some(pair) = self.pairs.get(key) else { return };
+        if !(pair.client.is_closed() && pair.endpoint.is_open()) {
+            self.call_given_up(now, key);
+            return self.end_pair(now, key, None, Some(Reason::CANCEL));
+        }
+        let until = now + REST_WITHIN;
+        pair.rest_until = Some(until);
+        pair.client.id = 0;
+        // Nobody is left to get it.
+        pair.client.unpaid = 0;
+        let endpoint = &mut self.conns[pair.endpoint.conn];
+        let (id, first) = (endpoint.id, endpoint.rests.is_empty());
+        self.pairs.line_up(&mut endpoint.rests, key);
+        if first {
+            self.arm(until, id, DeadlineReason::RestEnd);
+        }
     }
 
     /// The endpoint's connection is gone; it may see the first `sent` bytes of its output.

@@ -23,6 +23,9 @@ impl Splitter {
             return Ok(());
         };
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
+        if pair.endpoint.recv_ended {
+            return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
+        }
         let client = pair.client.conn;
         let backlog = self.conns[client].backlog();
         let too_much = backlog > self.output_stop() && self.all_output() > self.limits.pod_budget;
@@ -32,14 +35,11 @@ impl Splitter {
             self.fail_conn(now, client, Reason::ENHANCE_YOUR_CALM, "responses are not taken");
             return Ok(());
         }
-        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
-        if pair.endpoint.recv_ended {
-            return self.stream_error(now, c, key, Reason::STREAM_CLOSED);
-        }
         if section.too_large {
             self.fail(now, key, Status::ResourceExhausted, "response headers exceed the limit");
             return Ok(());
         }
+        let Some(pair) = self.pairs.get(key) else { return Ok(()) };
         if pair.phase == Phase::Answered {
             return self.response_trailers(now, c, key, section);
         }
@@ -122,7 +122,12 @@ impl Splitter {
     /// The endpoint has said all and hears no more: the client gets all of it first, then the word that no more is
     /// wanted (RFC 9113 §8.1), unless it has ended too.
     pub(super) fn response_is_whole(&mut self, now: Instant, key: PairKey, reason: Reason) {
-        self.side(key, Face::Client).then_reset = Some(reason);
+        let client = self.side(key, Face::Client);
+        if !client.is_open() {
+            // It has left.
+            return self.end_pair(now, key, None, None);
+        }
+        client.then_reset = Some(reason);
         // What still waits to go to the endpoint is not wanted either.
         self.discard(key, Face::Endpoint);
         self.push(now, key, Face::Client);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_agent::splitter::Limits;
 
-use crate::script::{and, in_all_chunks};
+use crate::script::{Peer, Script, and, in_all_chunks};
 use crate::wire::*;
 use crate::world::{Chunks, World, endpoint};
 
@@ -211,6 +211,61 @@ fn a_client_that_hangs_up_cancels_its_calls() {
         assert_eq!(server.got(), [heard(3, END, CALL), was_reset(1, CANCEL), was_reset(3, CANCEL)]);
         assert_eq!(s.open_streams(), 0);
     });
+}
+
+/// A call that is over for its client, which has left: the endpoint has taken two bytes of "ask" and no more.
+fn a_client_that_left_after_its_last_word(mut s: Script) -> (Script, Peer) {
+    let (mut client, mut server) = s.call_with(&[], &[(INITIAL_WINDOW_SIZE, 2)]);
+    s.send(&server, headers(1, END, &and(OK, &[("grpc-status", "0")])));
+    assert_eq!(client.got(), [heard(1, END, &and(OK, &[("grpc-status", "0")]))]);
+    s.send(&client, data(1, END, b"ask"));
+    drop(client);
+    s.run();
+    assert_eq!(server.got(), [bytes(1, MORE, b"as")]);
+    (s, server)
+}
+
+#[test]
+fn what_a_client_said_before_it_left_still_reaches_the_endpoint_of_a_call_that_was_over_for_it() {
+    in_all_chunks(1, |s| {
+        let (mut s, mut server) = a_client_that_left_after_its_last_word(s);
+        server.grant(1, 100);
+        s.run();
+        assert_eq!(server.got(), [bytes(1, END, b"k")]);
+        assert_eq!(s.open_streams(), 0);
+    });
+}
+
+#[test]
+fn what_a_client_said_before_it_left_is_not_kept_for_ever() {
+    in_all_chunks(1, |s| {
+        let (mut s, mut server) = a_client_that_left_after_its_last_word(s);
+        s.pass(Duration::from_secs(29));
+        assert!(server.got().is_empty());
+        s.pass(Duration::from_secs(2));
+        assert_eq!(server.got(), [was_reset(1, CANCEL)]);
+        assert_eq!(s.open_streams(), 0);
+    });
+}
+
+#[test]
+fn an_endpoint_may_end_what_a_client_said_before_it_left() {
+    let ends: [fn(&mut Script, Peer); 3] = [
+        |s, server| s.send(&server, reset(1, NO_ERROR)),
+        |_, server| drop(server),
+        |s, mut server| {
+            s.send(&server, headers(1, END, DONE));
+            assert_eq!(server.got(), [was_reset(1, STREAM_CLOSED)]);
+        },
+    ];
+    for end in ends {
+        in_all_chunks(1, |s| {
+            let (mut s, server) = a_client_that_left_after_its_last_word(s);
+            end(&mut s, server);
+            s.run();
+            assert_eq!(s.open_streams(), 0);
+        });
+    }
 }
 
 #[test]
