@@ -32,8 +32,6 @@ pub(super) struct Latency {
     failing: Cell<f32>,
     samples: Cell<u32>,
     first: Cell<Option<Instant>>,
-    /// Half a second has not passed since the first.
-    young: Cell<bool>,
     last: Cell<Option<Instant>>,
 }
 
@@ -45,15 +43,14 @@ impl Latency {
         let samples = self.samples.get();
         self.samples.set(samples.saturating_add(1));
         let idle = self.last.replace(Some(now)).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
-        let Some(first) = self.first.get() else {
+        if samples == 0 {
             self.first.set(Some(now));
             self.failing.set(failed);
             self.queue.set(queue);
             return self.mean.set(doublings);
-        };
+        }
         // The first ones have equal weights: those of a moment when it was not warm are a few of many then.
-        self.young.set(now.saturating_duration_since(first) < AT_LEAST);
-        let equal = if samples < ENOUGH || self.young.get() { 1.0 / (samples + 1) as f32 } else { 0.0 };
+        let equal = if samples < ENOUGH || self.is_young() { 1.0 / (samples + 1) as f32 } else { 0.0 };
         let part = |of: Duration| idle.as_secs_f32() / of.as_secs_f32();
         let weight = equal.max(part(MEMORY).min(MOST)).max(part(AT_LEAST).min(USUAL));
         let away = doublings - self.mean.get();
@@ -69,7 +66,13 @@ impl Latency {
 
     /// None: too few samples to say, or all of one moment.
     pub(super) fn mean(&self) -> Option<f32> {
-        (self.samples.get() >= ENOUGH && !self.young.get()).then(|| self.mean.get())
+        (self.samples.get() >= ENOUGH && !self.is_young()).then(|| self.mean.get())
+    }
+
+    /// All samples are of one moment.
+    fn is_young(&self) -> bool {
+        let both = self.first.get().zip(self.last.get());
+        both.is_none_or(|(first, last)| last.saturating_duration_since(first) < AT_LEAST)
     }
 
     /// What speaks against it, in doublings: the mean, and more where calls fail.
