@@ -60,12 +60,19 @@ pub struct Ejection {
     pub failures: u32,
     /// Percent of its calls that fail more than at the others; 0: that does not eject.
     pub rate: u8,
-    /// Percent of the endpoints that may be ejected at a time; one always may, the last never.
+    /// Percent of the endpoints that may be ejected at a time, at least 1; one always may, the last never.
     pub most: u8,
     /// How long the first time; it doubles each time,
     pub back_off: Duration,
     /// up to this.
     pub longest: Duration,
+}
+
+impl Ejection {
+    /// Nothing ejects.
+    pub fn is_off(&self) -> bool {
+        self.failures == 0 && self.rate == 0
+    }
 }
 
 impl Default for Ejection {

@@ -9,7 +9,7 @@ use super::{PodLine, Snapshot, State, View};
 use crate::balance::EjectedEndpoint;
 use crate::intercept::Verdict;
 use crate::splitter::Bound;
-use crate::table::{LeftAlone, Problem, Service};
+use crate::table::{Ejection, LeftAlone, Problem, Service};
 use crate::worker::{EndpointConnections, PodReport, Report, ServiceReport};
 
 pub(super) fn page(view: &View) -> String {
@@ -69,9 +69,25 @@ fn one_service(service: &Service) -> Value {
         "address": service.addr.to_string(),
         "id": service.id,
         "policy": service.balancing.policy.name(),
+        "ejection": ejection(&service.balancing.ejection),
+        "slow_start_seconds": service.balancing.slow_start.as_secs_f64(),
         "scope": service.scope.name(),
         "usable_endpoints": service.usable,
         "endpoints": endpoints.collect::<Value>(),
+    })
+}
+
+/// In the annotation's words; null: nothing ejects.
+fn ejection(settings: &Ejection) -> Value {
+    if settings.is_off() {
+        return Value::Null;
+    }
+    json!({
+        "failures": settings.failures,
+        "rate_percent": settings.rate,
+        "most_percent": settings.most,
+        "back_off_seconds": settings.back_off.as_secs_f64(),
+        "longest_seconds": settings.longest.as_secs_f64(),
     })
 }
 

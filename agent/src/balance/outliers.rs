@@ -88,8 +88,8 @@ impl Outliers {
         record.count(now, outcome);
         let settings = service.balancing().ejection;
         if let Some(away) = &mut record.ejected {
-            // Calls that were under way when it was ejected say nothing new.
-            if away.tried.is_none_or(|tried| sent < tried) {
+            // Calls that were under way when it was ejected say nothing new. If ejection is off now, the next call takes it back.
+            if settings.is_off() || away.tried.is_none_or(|tried| sent < tried) {
                 return None;
             }
             away.tried = None;
@@ -129,6 +129,20 @@ impl Outliers {
         self.ejected += 1;
         self.look_for_trials();
         Some(Verdict::Ejected)
+    }
+
+    /// Takes back, one by one, what was ejected before the Service switched ejection off.
+    pub(super) fn amnesty(&mut self, now: Instant, service: &ServiceLoad) -> Option<Rc<EndpointLoad>> {
+        if self.ejected == 0 || !service.balancing().ejection.is_off() {
+            return None;
+        }
+        let of_service = |record: &&mut Record| record.endpoint.service == service.addr() && record.ejected.is_some();
+        let record = self.records.values_mut().find(of_service)?;
+        record.come_back(now);
+        let endpoint = Rc::clone(&record.endpoint);
+        self.ejected -= 1;
+        self.look_for_trials();
+        Some(endpoint)
     }
 
     /// An ejected endpoint of this Service that has backed off, for one call.

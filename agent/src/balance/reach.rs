@@ -176,8 +176,13 @@ impl Reach {
     }
 
     /// An endpoint of this Service where calls failed and that has backed off long enough: for one call, to be sent now.
+    /// Where the Service has switched ejection off, all of them are back.
     pub fn trial(&self, now: Instant, service: &ServiceLoad) -> Option<Rc<EndpointLoad>> {
-        self.0.borrow_mut().outliers.trial(now, service)
+        let state = &mut *self.0.borrow_mut();
+        while let Some(endpoint) = state.outliers.amnesty(now, service) {
+            state.changes.push_back(Change::Back(endpoint.addr(), Cause::Failing));
+        }
+        state.outliers.trial(now, service)
     }
 
     /// A dial failed. What fails inside a back-off (begun before it, or for want of a better endpoint) is the same

@@ -13,6 +13,9 @@ use crate::duration;
 const EJECTION_CURE: &str =
     "write \"off\", or some of failures=5, rate=20%, most=50%, back-off=1s, longest=8s with commas between";
 
+/// More are a slip, not a wish.
+const MOST_FAILURES: u32 = 1_000_000;
+
 pub(super) fn of(service: &Arc<Service>, problems: &mut Vec<Problem>) -> Balancing {
     let written = &service.metadata.annotations;
     let mut told = |key: &str, value: &str, why: Option<String>, cure: String| {
@@ -58,31 +61,44 @@ fn ejection(value: &str) -> Result<Ejection, String> {
     }
     let mut said = Vec::new();
     for part in value.split(',') {
-        let (name, value) = part.split_once('=').ok_or_else(|| format!("\"{}\" has no \"=\"", part.trim()))?;
+        let part = part.trim();
+        let (name, value) = part.split_once('=').ok_or_else(|| match part {
+            "off" => "\"off\" stands alone".to_owned(),
+            _ => format!("\"{part}\" has no \"=\""),
+        })?;
         let (name, value) = (name.trim(), value.trim());
-        let bad = || format!("{name}={value}");
         if said.contains(&name) {
             return Err(format!("\"{name}\" is there twice"));
         }
         said.push(name);
+        let out_of = |range: &str| format!("{name}={value} is not {range}");
+        let percent = |least: u8| {
+            let percent = value.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+            percent
+                .filter(|percent| (least..=100).contains(percent))
+                .ok_or_else(|| out_of(&format!("a whole number of percent from {least}% to 100%")))
+        };
+        let time = || {
+            let time = duration::parse(value).filter(|time| !time.is_zero());
+            time.ok_or_else(|| out_of("a duration above 0s, up to 24h"))
+        };
         match name {
-            "failures" => ejection.failures = value.parse().ok().filter(|n| *n <= 1_000_000).ok_or_else(bad)?,
-            "rate" => ejection.rate = percent(value).ok_or_else(bad)?,
-            "most" => ejection.most = percent(value).ok_or_else(bad)?,
-            "back-off" => ejection.back_off = duration::parse(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
-            "longest" => ejection.longest = duration::parse(value).filter(|it| !it.is_zero()).ok_or_else(bad)?,
+            "failures" => {
+                let count = value.parse().ok().filter(|count| *count <= MOST_FAILURES);
+                ejection.failures = count.ok_or_else(|| out_of(&format!("a number from 0 to {MOST_FAILURES}")))?;
+            }
+            "rate" => ejection.rate = percent(0)?,
+            "most" => ejection.most = percent(1)?,
+            "back-off" => ejection.back_off = time()?,
+            "longest" => ejection.longest = time()?,
             _ => return Err(format!("there is no \"{name}\"")),
         }
     }
     if ejection.longest < ejection.back_off {
-        return Err("longest is below back-off".to_owned());
+        let whose = if said.contains(&"longest") { "" } else { " by default" };
+        return Err(format!("back-off is above longest, which is {:?}{whose}", ejection.longest));
     }
     Ok(ejection)
-}
-
-/// `0%` to `100%`.
-fn percent(text: &str) -> Option<u8> {
-    text.strip_suffix('%')?.trim().parse().ok().filter(|percent| *percent <= 100)
 }
 
 #[cfg(test)]
@@ -105,13 +121,17 @@ mod tests {
         for (value, named) in [
             ("", "no \"=\""),
             ("on", "\"on\" has no"),
-            ("failures=-1", "failures=-1"),
+            ("off, failures=3", "\"off\" stands alone"),
+            ("failures=-1", "failures=-1 is not a number from 0 to 1000000"),
             ("failures=5,failure=2", "there is no \"failure\""),
-            ("rate=20", "rate=20"),
+            ("rate=20", "rate=20 is not a whole number of percent from 0% to 100%"),
+            ("rate=2.5%", "rate=2.5%"),
+            ("most=0%", "most=0% is not a whole number of percent from 1%"),
             ("most=101%", "most=101%"),
-            ("back-off=0s", "back-off=0s"),
+            ("back-off=0s", "back-off=0s is not a duration above 0s"),
             ("back-off=1d", "back-off=1d"),
-            ("back-off=10s", "longest is below"),
+            ("back-off=10s", "above longest, which is 8s by default"),
+            ("back-off=10s, longest=5s", "above longest, which is 5s"),
             ("failures=3, rate=20%, failures=4", "\"failures\" is there twice"),
         ] {
             let why = ejection(value).unwrap_err();

@@ -107,7 +107,14 @@ impl Document<'_> {
 
     /// What one field says of another can be checked only when all is read; the place is then looked up again.
     fn check(&self, object: &Object, path: &[Step]) -> Result<(), Fault> {
-        let Object::EndpointSlice(slice) = object else { return Ok(()) };
+        let slice = match object {
+            Object::EndpointSlice(slice) => slice,
+            Object::Service(service) if service.spec.has_no_ports() => {
+                return self
+                    .read(Probe { path: &[path, &[Step::Field("spec")]].concat(), message: "missing field `ports`" });
+            }
+            _ => return Ok(()),
+        };
         let Some((endpoint, address)) = misplaced(slice) else { return Ok(()) };
         let wrong = &slice.endpoints[endpoint].addresses[address];
         let message = format!("{wrong} is no {} address, as addressType promises", slice.address_type.name());
@@ -165,7 +172,12 @@ impl Fault {
 
     fn into_problem(self, file: &Arc<str>, first_line: u64) -> Problem {
         let place = format!(" at line {}, column {}", self.line, self.column);
-        let message = self.message.strip_suffix(&place).unwrap_or(&self.message).to_owned();
+        let message = self.message.strip_suffix(&place).unwrap_or(&self.message);
+        // What comes then is for who programs with the parser.
+        let message = [", set DuplicateKeyPolicy", "; use Option<"]
+            .iter()
+            .fold(message, |message, advice| message.split_once(advice).map_or(message, |(what, _)| what));
+        let message = message.to_owned();
         // Within a syntax error the path is only a guess.
         let field = if self.field.contains('?') { String::new() } else { self.field };
         let cure = self.cure.unwrap_or_else(|| cure(&field, &message).to_owned());
@@ -195,6 +207,24 @@ fn cure(field: &str, message: &str) -> &'static str {
         _ => "write it as the Kubernetes API reference has it; `kubectl explain` tells more",
     }
 }
+
+/// What else there is in the API groups of the kinds that we read (Kubernetes 1.33 API reference, core/v1).
+const OTHER_KINDS: [&str; 14] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "Status",
+];
 
 /// What tells kinds apart.
 #[derive(Default, Deserialize)]
@@ -231,7 +261,18 @@ impl Head {
             return Ok(Content::List(None));
         }
         let element = kind.strip_suffix("List").unwrap_or(&kind);
-        let Some(known) = Kind::ALL.into_iter().find(|it| it.name() == element) else { return Ok(Content::Foreign) };
+        let Some(known) = Kind::ALL.into_iter().find(|it| it.name() == element) else {
+            return match api_version {
+                Some(group @ ("v1" | "discovery.k8s.io/v1")) if !OTHER_KINDS.contains(&element) => Err(Fault {
+                    field: "kind".to_owned(),
+                    ..Fault::whole(
+                        format!("{group} has no kind {kind}"),
+                        "write it as `kubectl api-resources` lists it, such as Service or EndpointSlice",
+                    )
+                }),
+                _ => Ok(Content::Foreign),
+            };
+        };
         match api_version {
             Some(it) if it == known.api_version() => {}
             None if of == Some(known) => {}
@@ -385,6 +426,9 @@ impl<'de> Visitor<'de> for Probe<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        if self.path.is_empty() {
+            return Err(serde::de::Error::custom(self.message));
+        }
         while let Some(key) = map.next_key::<String>()? {
             match self.path {
                 [Step::Field(field), rest @ ..] if *field == key => {

@@ -151,6 +151,36 @@ fn a_service_that_vanished_takes_its_ejected_endpoints_along() {
 }
 
 #[test]
+fn what_was_ejected_for_failing_is_back_with_the_first_call_after_ejection_was_switched_off() {
+    let (service, reach, mut rng, now) = world();
+    let failing = Rc::clone(&service.endpoints()[0]);
+    let fail = |rng: &mut _| reach.ended(now, &service, &failing, now, Outcome::Down, rng);
+    (0..5).for_each(|_| fail(&mut rng));
+    assert_eq!(reach.ejected().len(), 1);
+    assert!(reach.trial(now, &service).is_none() && !reach.is_clear(), "it backs off");
+    let mut off = Service::clone(&listing(1, TWO));
+    (off.balancing.ejection.failures, off.balancing.ejection.rate) = (0, 0);
+    service.update(now, Arc::new(off));
+    assert!(reach.trial(now, &service).is_none(), "no trial: it is back");
+    assert!(reach.is_clear() && reach.ejected().is_empty());
+    (0..100).for_each(|_| fail(&mut rng));
+    assert!(reach.is_clear());
+    service.update(now, listing(1, TWO));
+    (0..5).for_each(|_| fail(&mut rng));
+    assert_eq!(reach.ejected().len(), 1, "it is on again");
+    let changes: Vec<_> = std::iter::from_fn(|| reach.poll_change()).collect();
+    let addr = failing.addr();
+    assert_eq!(
+        changes,
+        [
+            Change::Ejected(addr, Cause::Failing),
+            Change::Back(addr, Cause::Failing),
+            Change::Ejected(addr, Cause::Failing)
+        ]
+    );
+}
+
+#[test]
 fn an_ejection_and_its_end_are_told_once_each() {
     let (service, reach, mut rng, now) = world();
     let endpoint = &service.endpoints()[0];

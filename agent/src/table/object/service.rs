@@ -46,6 +46,11 @@ impl ServiceSpec {
         })
     }
 
+    /// It has a ClusterIP and nothing behind it, which the API server refuses.
+    pub fn has_no_ports(&self) -> bool {
+        self.ports.is_empty() && self.service_type != ServiceType::ExternalName && self.cluster_ips().next().is_some()
+    }
+
     pub fn headless(&self) -> bool {
         self.cluster_ip == ClusterIp::Headless || self.cluster_ips.contains(&ClusterIp::Headless)
     }

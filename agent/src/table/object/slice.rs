@@ -18,7 +18,8 @@ use super::{Metadata, Protocol};
 pub struct EndpointSlice {
     pub metadata: Metadata,
     pub address_type: AddressType,
-    #[serde(default, deserialize_with = "null_is_default")]
+    /// Required by the API; `null` where there is none.
+    #[serde(deserialize_with = "null_is_default")]
     pub endpoints: Box<[SliceEndpoint]>,
     #[serde(default, deserialize_with = "null_is_default")]
     pub ports: Box<[SlicePort]>,

@@ -174,6 +174,43 @@ fn an_endpoint_slice_of_a_wrong_api_version_is_not_overlooked() {
 }
 
 #[test]
+fn a_kind_that_its_api_group_does_not_have_is_a_slip_and_not_overlooked() {
+    let good = shop("cart", "10.1.0.1");
+    wrong(&good.replace("kind: Service", "kind: Sevice"), (1, 0), "kind", "v1 has no kind Sevice", "api-resources");
+    wrong(&good.replace("kind: Service", "kind: service"), (1, 0), "kind", "no kind service", "Service");
+    wrong(&good.replace("EndpointSlice", "Endpointslice"), (11, 0), "kind", "no kind Endpointslice", "EndpointSlice");
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pood, metadata: {name: a}}\n";
+    wrong(list, (1, 0), "items[0]", "v1 has no kind Pood", "");
+}
+
+#[test]
+fn a_service_without_ports_and_a_slice_without_endpoints_lack_a_field() {
+    let good = shop("cart", "10.1.0.1");
+    let portless = good.replacen("  ports:", "  port:", 1);
+    let found = problem(&portless);
+    assert_eq!((found.field.as_str(), found.message.as_str()), ("spec", "missing field `ports`"), "{found}");
+    assert!((6..=8).contains(&place(&found).1), "{found}");
+    let endless = problem(&good.replace("endpoints:", "endpoint:"));
+    assert!(endless.message.contains("missing field `endpoints`"), "{endless}");
+    assert_eq!(endless.cure, "add the field");
+    for text in [
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: None}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, externalName: b}\n",
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\naddressType: IPv4\nendpoints: null\n",
+    ] {
+        assert_eq!(keys(text).len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn what_the_parser_tells_programmers_is_left_out() {
+    let twice = problem("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nmetadata: {name: b}\n");
+    assert_eq!(twice.message, "duplicate mapping key: metadata");
+    let null = "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    sluice.dev/load-balancer:\n";
+    assert_eq!(problem(null).message, "cannot deserialize null into string");
+}
+
+#[test]
 fn no_cut_and_no_stray_byte_makes_the_parser_panic() {
     let text = format!(
         "apiVersion: v1\nkind: List\nitems: [{{apiVersion: v1, kind: Pod, metadata: {{name: p}}}}]\n---\n{}",
