@@ -62,9 +62,10 @@ fn keep_to_the_policy(name: &str, verdict: &str, at_most: u64) -> Result<()> {
     let expected: BTreeSet<_> = pods.iter().skip(1).cloned().collect();
     assert_eq!(answering(&load), expected, "the endpoints that the policy allows");
     assert_eq!(answering(&others), pods, "all endpoints, for the pod without a policy");
-    for report in [&load, &others] {
+    // The one that the client keeps away from has a third of the calls that the others have, and is a little faster for it.
+    for (report, most) in [(&load, 1.05), (&others, 1.25)] {
         let even = report["max_over_min"].as_f64().context("max/min")?;
-        ensure!(even <= 1.05, "max/min {even}: {report:#}");
+        ensure!(even <= most, "max/min {even}: {report:#}");
     }
     ensure!((1..=at_most).contains(&dropped), "{dropped} SYNs to the forbidden endpoint");
 
