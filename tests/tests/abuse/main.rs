@@ -1,8 +1,10 @@
 //! What one bad peer costs the others: scripted attackers and endpoints that do harm beside a client that makes 500 calls a
 //! second, through the same agent to the same endpoints; real BPF, real processes. Each test prints its figures: the calm
 //! client's latency, the agent's memory and CPU, and what the endpoints saw. Nothing is asserted about times.
-//! Needs root, `sluice-agent` and `loadtest` built. The long form, 30 s for each attack, with the release agent:
-//! `SLUICE_AGENT=target/release/sluice-agent cargo test -p testbed --test abuse -- --ignored --nocapture --test-threads 1`.
+//! Needs root, `sluice-agent` and `loadtest` built. The long form, 30 s for each attack, all of it built for release: with
+//! endpoints that are not, it is their slowness that the calm client's latency shows.
+//! `cargo build --release -p sluice-agent -p loadtest`
+//! `cargo test --release -p testbed --test abuse -- --ignored --nocapture --test-threads 1`.
 
 mod attacks;
 mod figures;
