@@ -146,6 +146,7 @@ impl Cluster {
             let account = self.kubectl(&["get", "serviceaccount", "default", "--output=name"]).unwrap_or_default();
             Ok(nodes.lines().count() == NODES.len() && !account.is_empty())
         })?;
+        NODES.iter().try_for_each(|node| node.tell_zone(self))?;
         self.wait(&["--for=condition=Ready", "nodes", "--all"]).with_context(|| {
             NODES
                 .map(|node| format!("{}:\n{}", node.name(), state::log_end(&format!("kubelet-{}", node.name()))))

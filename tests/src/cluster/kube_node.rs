@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::control_plane::option;
-use super::{network, pki, state};
+use super::{Cluster, network, pki, state};
 
 /// What each node has for itself: folders which its programs find at their usual places.
 const OWN_FOLDERS: [&str; 5] = ["/run", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log"];
@@ -126,7 +126,6 @@ impl KubeNode {
         option(&mut kubelet, "kubeconfig", pki::kubeconfig(&self.process_name("kubelet"), &identity)?.display());
         option(&mut kubelet, "hostname-override", name);
         option(&mut kubelet, "node-ip", network::node_ips(self.number));
-        option(&mut kubelet, "node-labels", format_args!("topology.kubernetes.io/zone={}", self.zone));
         state::spawn(&self.process_name("kubelet"), kubelet)?;
 
         let mut proxy = self.command(programs.join("kube-proxy"))?;
@@ -141,6 +140,19 @@ impl KubeNode {
             option(&mut proxy, &format!("conntrack-{limit}"), 0);
         }
         state::spawn(&self.process_name("kube-proxy"), proxy).map(drop)
+    }
+
+    /// Gives the node its zone, as a cloud's controller does: after kube-proxy has begun to listen for it. kube-proxy
+    /// 1.36 registers who is told of the zone *after* it asked for the node's events, and a node that has its zone by
+    /// then is, about once in a thousand starts, a node without a zone to it for as long as it runs.
+    pub(super) fn tell_zone(&self, cluster: &Cluster) -> Result<()> {
+        let name = self.process_name("kube-proxy");
+        state::wait_for(&format!("{name} to listen for its node's zone"), || {
+            anyhow::ensure!(state::process(&name).is_some(), "it died:\n{}", state::log_end(&name));
+            Ok(state::log(&name).contains("Starting node config controller"))
+        })?;
+        let zone = format!("topology.kubernetes.io/zone={}", self.zone);
+        cluster.kubectl(&["label", "node", self.name, &zone]).map(drop)
     }
 
     /// Gives an image, an archive of `docker save` or OCI layout, to the node's containerd.

@@ -244,9 +244,14 @@ pub(super) fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Re
     Ok(())
 }
 
+/// What a process has said so far; nothing if there is no such process.
+pub(super) fn log(name: &str) -> String {
+    fs::read_to_string(path("log").join(format!("{name}.log"))).unwrap_or_default()
+}
+
 /// The last lines of a process's log.
 pub(super) fn log_end(name: &str) -> String {
-    let log = fs::read_to_string(path("log").join(format!("{name}.log"))).unwrap_or_default();
+    let log = log(name);
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(LOG_SHOWN)..].join("\n")
 }
