@@ -42,20 +42,22 @@ pub(super) enum Cheap {
     EmptyData,
     Priority,
     WindowUpdate,
+    /// A request whose header list is beyond the limits.
+    LargeHead,
 }
 
 /// What came of each kind, less what the limits allowed since.
 #[derive(Debug)]
 pub(super) struct FloodGuard {
     since: Instant,
-    counts: [f32; 7],
+    counts: [f32; Cheap::ALL.len()],
     /// When the flood began that goes on, and when its last pause ended.
     flood: Option<(Instant, Instant)>,
 }
 
 impl FloodGuard {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, counts: [0.0; 7], flood: None }
+        Self { since: now, counts: [0.0; Cheap::ALL.len()], flood: None }
     }
 
     /// Counts one. The bound that is exceeded.
@@ -88,7 +90,7 @@ impl FloodGuard {
 
 impl Cheap {
     /// By their numbers.
-    const ALL: [Cheap; 7] = [
+    const ALL: [Cheap; 8] = [
         Cheap::HastyReset,
         Cheap::StreamError,
         Cheap::Ping,
@@ -96,6 +98,7 @@ impl Cheap {
         Cheap::EmptyData,
         Cheap::Priority,
         Cheap::WindowUpdate,
+        Cheap::LargeHead,
     ];
 
     fn limit(self, limits: &Floods) -> (u32, Bound) {
@@ -107,6 +110,7 @@ impl Cheap {
             Cheap::EmptyData => (limits.empty_data, Bound::EmptyData),
             Cheap::Priority => (limits.priorities, Bound::Priorities),
             Cheap::WindowUpdate => (limits.window_updates, Bound::WindowUpdates),
+            Cheap::LargeHead => (limits.large_heads, Bound::LargeHeads),
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct Floods {
     pub empty_data: u32,
     pub priorities: u32,
     pub window_updates: u32,
+    /// Header lists of a client that are beyond `header_list` or `header_fields`: each is decoded to its end for nothing.
+    pub large_heads: u32,
 }
 
 /// A bound that a peer can run into.
@@ -85,6 +87,7 @@ pub enum Bound {
     EmptyData,
     Priorities,
     WindowUpdates,
+    LargeHeads,
     // The stream was refused.
     ClientStreams,
     HeaderList,
@@ -96,7 +99,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Bound; 13] = [
+    pub const ALL: [Bound; 14] = [
         Bound::Resets,
         Bound::StreamErrors,
         Bound::Pings,
@@ -104,6 +107,7 @@ impl Bound {
         Bound::EmptyData,
         Bound::Priorities,
         Bound::WindowUpdates,
+        Bound::LargeHeads,
         Bound::ClientStreams,
         Bound::HeaderList,
         Bound::WaitingHeads,
@@ -122,6 +126,7 @@ impl Bound {
             Bound::EmptyData => "empty-data",
             Bound::Priorities => "priorities",
             Bound::WindowUpdates => "window-updates",
+            Bound::LargeHeads => "large-headers",
             Bound::ClientStreams => "client-streams",
             Bound::HeaderList => "header-list",
             Bound::WaitingHeads => "waiting-heads",
@@ -182,6 +187,7 @@ impl Default for Limits {
                 empty_data: 1_000,
                 priorities: 10_000,
                 window_updates: 200_000,
+                large_heads: 20,
             },
         }
     }

@@ -196,6 +196,10 @@ impl Splitter {
         }
         let section = Section { stream, end_stream, self_dependent, too_large: decoded.too_large };
         match conn.face() {
+            Face::Client if section.too_large => {
+                self.charge(now, c, Cheap::LargeHead);
+                self.client_headers(now, c, section)
+            }
             Face::Client => self.client_headers(now, c, section),
             Face::Endpoint => self.endpoint_headers(now, c, section),
         }

@@ -13,10 +13,13 @@ use super::tcp_info;
 
 /// Fewer lost packets in a row than this prove nothing.
 const TRIES: u32 = 3;
-/// An endpoint gets no new calls that has left a retransmission, 0.2 s after the first packet, unanswered for so long; it may
-/// still come back, and the calls that it has wait on.
-const STALLED_AFTER: Duration = Duration::from_millis(400);
-const LOOK_FOR_STALLS: Duration = Duration::from_millis(200);
+/// An endpoint gets no new calls that owes an ACK, has left a retransmission unanswered, and was not heard for so long and
+/// `STALLED_TRIPS` ways there and back; it may still come back, and the calls that it has wait on. The first retransmission
+/// is due 0.2 s and one way after the packet, or after a tail loss probe, which is due 0.2 s and two ways after it (Linux,
+/// tcp_schedule_loss_probe): by then it had 0.2 s to be answered.
+const STALLED_AFTER: Duration = Duration::from_millis(600);
+const STALLED_TRIPS: u32 = 4;
+const LOOK_FOR_STALLS: Duration = Duration::from_millis(100);
 /// Keepalive probes that go unanswered before an idle connection breaks.
 const IDLE_TRIES: u32 = 3;
 /// TCP_RTO_MAX_MS, which the libc crate does not name.
@@ -29,8 +32,8 @@ pub(super) struct Life {
     owed: bool,
     /// Tries have been unanswered since.
     silent_since: Option<Instant>,
-    /// The same, as the looks for stalls saw it.
-    stalled_since: Option<Instant>,
+    /// An ACK was owed at each look for a stall since.
+    owed_since: Option<Instant>,
 }
 
 /// The kernel's account of one connection. Measured on Linux 6.18 with the first packet lost at 0 s:
@@ -50,6 +53,8 @@ struct Account {
     unanswered: u32,
     /// How long ago it was heard: an ACK or data.
     heard: Duration,
+    /// The smoothed time of a way there and back.
+    rtt: Duration,
 }
 
 impl Life {
@@ -63,28 +68,36 @@ impl Life {
         self.owed && account(socket).is_ok_and(|account| self.judge(&account, now, gone_after))
     }
 
-    /// Whether the peer has lately left tries unanswered.
+    /// Looks, if there is anything to look for. True: the peer has lately left a try unanswered.
     pub(super) fn is_stalled(&mut self, socket: &impl AsFd, now: Instant) -> bool {
-        let Some(account) = self.owed.then(|| account(socket).ok()).flatten() else { return false };
-        self.owed = account.owed;
-        if !account.owed || account.unanswered == 0 {
-            self.stalled_since = None;
-            return false;
-        }
-        let since = *self.stalled_since.get_or_insert(now);
-        // It may have been heard between two looks.
-        now.duration_since(since).min(account.heard) >= STALLED_AFTER
+        self.owed && account(socket).is_ok_and(|account| self.judge_stall(&account, now))
     }
 
     fn judge(&mut self, account: &Account, now: Instant, gone_after: Duration) -> bool {
-        self.owed = account.owed;
-        if !account.owed || account.unanswered == 0 {
+        if !self.owes(account) || account.unanswered == 0 {
             self.silent_since = None;
             return false;
         }
         let since = *self.silent_since.get_or_insert(now);
         // It may have been idle before, or been heard between two looks: the shorter one counts.
         account.unanswered >= TRIES && now.duration_since(since).min(account.heard) >= gone_after
+    }
+
+    fn judge_stall(&mut self, account: &Account, now: Instant) -> bool {
+        if !self.owes(account) {
+            return false;
+        }
+        let since = *self.owed_since.get_or_insert(now);
+        // The same here.
+        let silent = now.duration_since(since).min(account.heard);
+        account.unanswered > 0 && silent >= STALLED_AFTER + STALLED_TRIPS * account.rtt
+    }
+
+    fn owes(&mut self, account: &Account) -> bool {
+        if !account.owed {
+            *self = Self::default();
+        }
+        account.owed
     }
 }
 
@@ -178,6 +191,7 @@ fn account(socket: &impl AsFd) -> io::Result<Account> {
         owed: info.unacknowledged > 0 || info.unsent_bytes > 0,
         unanswered: if repeated { info.retransmits } else { 0 } + info.probes,
         heard: info.heard_before,
+        rtt: info.rtt,
     })
 }
 
@@ -195,7 +209,7 @@ mod tests {
         let (mut life, begin) = (Life::default(), Instant::now() + 10_000 * SECOND);
         life.wrote();
         accounts.into_iter().enumerate().position(|(second, (unanswered, heard))| {
-            let account = Account { owed: true, unanswered, heard: heard * SECOND };
+            let account = Account { owed: true, unanswered, heard: heard * SECOND, rtt: Duration::ZERO };
             life.judge(&account, begin + second as u32 * SECOND, 10 * SECOND)
         })
     }
@@ -223,6 +237,55 @@ mod tests {
     #[test]
     fn one_lost_probe_proves_nothing() {
         assert_eq!(given_up((0..100).map(|second| (1 + second / 40, second))), Some(80));
+    }
+
+    /// Looks every 100 ms at a peer with the given (unanswered tries, milliseconds since it was heard), and says in which
+    /// millisecond it was found to be stalled.
+    fn stalled(rtt: u64, accounts: impl IntoIterator<Item = (u32, u64)>) -> Option<usize> {
+        let (mut life, begin) = (Life::default(), Instant::now());
+        let nth = accounts.into_iter().enumerate().position(|(nth, (unanswered, heard))| {
+            let [heard, rtt] = [heard, rtt].map(Duration::from_millis);
+            let account = Account { owed: true, unanswered, heard, rtt };
+            life.judge_stall(&account, begin + nth as u32 * LOOK_FOR_STALLS)
+        });
+        nth.map(|nth| nth * LOOK_FOR_STALLS.as_millis() as usize)
+    }
+
+    #[test]
+    fn an_endpoint_under_load_is_stalled_600_ms_after_it_was_heard_last() {
+        // For a second it answers, late at times; then it is gone, and retransmissions begin 450 ms later.
+        let accounts =
+            (0..30).map(|nth| if nth < 10 { (0, nth * 37 % 90) } else { (u32::from(nth >= 15), 100 * (nth - 10)) });
+        assert_eq!(stalled(1, accounts), Some(1_700));
+    }
+
+    #[test]
+    fn an_endpoint_that_was_idle_has_as_much_time_as_any() {
+        let accounts = (0..30).map(|nth| (u32::from(nth >= 3), 3_600_000 + 100 * nth));
+        assert_eq!(stalled(1, accounts), Some(700));
+    }
+
+    #[test]
+    fn an_endpoint_far_away_has_the_time_that_its_answers_take() {
+        let accounts = (0..30).map(|nth| (u32::from(nth >= 8), 100 * nth));
+        assert_eq!(stalled(150, accounts), Some(1_200));
+    }
+
+    #[test]
+    fn an_endpoint_that_answers_now_and_then_is_not_stalled() {
+        assert_eq!(stalled(1, (0..1_000).map(|nth| (1, 100 * (nth % 6)))), None);
+        assert_eq!(stalled(1, (0..1_000).map(|nth| (0, 100 * nth))), None, "nothing was sent again");
+    }
+
+    #[test]
+    fn what_was_owed_before_an_idle_time_says_nothing_after_it() {
+        let (mut life, begin) = (Life::default(), Instant::now());
+        let account = |owed| Account { owed, unanswered: u32::from(owed), heard: 60 * SECOND, rtt: Duration::ZERO };
+        assert!(!life.judge_stall(&account(true), begin));
+        // Whoever looks.
+        assert!(!life.judge(&account(false), begin + SECOND, 30 * SECOND));
+        assert!(!life.judge_stall(&account(true), begin + 60 * SECOND));
+        assert!(life.judge_stall(&account(true), begin + 61 * SECOND));
     }
 
     #[test]

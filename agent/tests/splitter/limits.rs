@@ -18,8 +18,9 @@ fn strict() -> Limits {
         empty_data: 10,
         priorities: 10,
         window_updates: 10,
+        large_heads: 10,
     };
-    Limits { floods, ..Limits::default() }
+    Limits { floods, header_list: 1_024, ..Limits::default() }
 }
 
 /// A stage with a client that behaves and one that will not, on one endpoint connection.
@@ -48,7 +49,10 @@ fn a_flood_is_not_read_for_a_tenth_of_a_second_again_and_again_and_nobody_else_w
         (Bound::WindowUpdates, window(0, 1)),
         (Bound::WindowUpdates, window(1, 1)),
         (Bound::StreamErrors, headers(2_000_001, END, &[(":method", "GET")])),
+        (Bound::LargeHeads, headers(2_000_001, END, CALL)),
     ];
+    let large = "a".repeat(1_024);
+    let too_large = [CALL, &[("x-large", &large)]].concat();
     for (bound, flood) in floods {
         // One that had leave to send SETTINGS has used one up.
         let allowed = if bound == Bound::Settings { 9 } else { 10 };
@@ -56,12 +60,12 @@ fn a_flood_is_not_read_for_a_tenth_of_a_second_again_and_again_and_nobody_else_w
         let conn = bad.conn.unwrap();
         let mut next = 3;
         let mut send = |bad: &mut Peer| {
-            if bound == Bound::StreamErrors {
-                bad.put(headers(next, END, &[(":method", "GET")]));
-                next += 2;
-            } else {
-                bad.flood(&flood);
+            match bound {
+                Bound::StreamErrors => bad.put(headers(next, END, &[(":method", "GET")])),
+                Bound::LargeHeads => bad.put(headers(next, END, &too_large)),
+                _ => bad.flood(&flood),
             }
+            next += 2;
         };
         (0..allowed).for_each(|_| send(&mut bad));
         s.run();
