@@ -13,9 +13,9 @@ use super::tcp_info;
 
 /// Fewer lost packets in a row than this prove nothing.
 const TRIES: u32 = 3;
-/// An endpoint gets no new calls that owes an ACK, has left a retransmission unanswered, and was not heard for so long and
-/// `STALLED_TRIPS` ways there and back; it may still come back, and the calls that it has wait on. The first retransmission
-/// is due 0.2 s and one way after the packet, or after a tail loss probe, which is due 0.2 s and two ways after it (Linux,
+/// An endpoint gets no new calls that was sent something again and has acknowledged nothing for so long and `STALLED_TRIPS`
+/// ways there and back; it may still come back, and the calls that it has wait on. The first retransmission is due 0.2 s and
+/// one way after the packet, or after a tail loss probe, which is due 0.2 s and two ways after it (Linux,
 /// tcp_schedule_loss_probe): by then it had 0.2 s to be answered.
 const STALLED_AFTER: Duration = Duration::from_millis(600);
 const STALLED_TRIPS: u32 = 4;
@@ -32,8 +32,8 @@ pub(super) struct Life {
     owed: bool,
     /// Tries have been unanswered since.
     silent_since: Option<Instant>,
-    /// An ACK was owed at each look for a stall since.
-    owed_since: Option<Instant>,
+    /// An ACK was owed at each look for a stall since, and none came beyond so many bytes.
+    owed_since: Option<(Instant, u64)>,
 }
 
 /// The kernel's account of one connection. Measured on Linux 6.18 with the first packet lost at 0 s:
@@ -53,6 +53,10 @@ struct Account {
     unanswered: u32,
     /// How long ago it was heard: an ACK or data.
     heard: Duration,
+    /// It was sent something again of which it has acknowledged nothing. What it sends itself, again at that, is no answer:
+    /// the way from it may be open while the way to it is not.
+    sent_again: bool,
+    acknowledged_bytes: u64,
     /// The smoothed time of a way there and back.
     rtt: Duration,
 }
@@ -87,10 +91,9 @@ impl Life {
         if !self.owes(account) {
             return false;
         }
-        let since = *self.owed_since.get_or_insert(now);
-        // The same here.
-        let silent = now.duration_since(since).min(account.heard);
-        account.unanswered > 0 && silent >= STALLED_AFTER + STALLED_TRIPS * account.rtt
+        let known = self.owed_since.filter(|(_, acknowledged)| *acknowledged == account.acknowledged_bytes);
+        let (since, _) = *self.owed_since.insert(known.unwrap_or((now, account.acknowledged_bytes)));
+        account.sent_again && now.duration_since(since) >= STALLED_AFTER + STALLED_TRIPS * account.rtt
     }
 
     fn owes(&mut self, account: &Account) -> bool {
@@ -191,6 +194,9 @@ fn account(socket: &impl AsFd) -> io::Result<Account> {
         owed: info.unacknowledged > 0 || info.unsent_bytes > 0,
         unanswered: if repeated { info.retransmits } else { 0 } + info.probes,
         heard: info.heard_before,
+        // The first probe's answer may be on its way.
+        sent_again: info.unacknowledged > 0 && info.retransmits > 0 || info.probes > 1,
+        acknowledged_bytes: info.acknowledged_bytes,
         rtt: info.rtt,
     })
 }
@@ -209,7 +215,7 @@ mod tests {
         let (mut life, begin) = (Life::default(), Instant::now() + 10_000 * SECOND);
         life.wrote();
         accounts.into_iter().enumerate().position(|(second, (unanswered, heard))| {
-            let account = Account { owed: true, unanswered, heard: heard * SECOND, rtt: Duration::ZERO };
+            let account = Account { unanswered, heard: heard * SECOND, ..quiet() };
             life.judge(&account, begin + second as u32 * SECOND, 10 * SECOND)
         })
     }
@@ -239,53 +245,55 @@ mod tests {
         assert_eq!(given_up((0..100).map(|second| (1 + second / 40, second))), Some(80));
     }
 
-    /// Looks every 100 ms at a peer with the given (unanswered tries, milliseconds since it was heard), and says in which
-    /// millisecond it was found to be stalled.
-    fn stalled(rtt: u64, accounts: impl IntoIterator<Item = (u32, u64)>) -> Option<usize> {
+    /// It owes an ACK, and that is all.
+    fn quiet() -> Account {
+        Account {
+            owed: true,
+            unanswered: 0,
+            heard: Duration::ZERO,
+            sent_again: false,
+            acknowledged_bytes: 0,
+            rtt: Duration::from_millis(1),
+        }
+    }
+
+    /// Looks every 100 ms at a peer with the given accounts (it was sent something again, bytes acknowledged), and says in
+    /// which millisecond it was found to be stalled.
+    fn stalled(rtt: u64, accounts: impl IntoIterator<Item = (bool, u64)>) -> Option<usize> {
         let (mut life, begin) = (Life::default(), Instant::now());
-        let nth = accounts.into_iter().enumerate().position(|(nth, (unanswered, heard))| {
-            let [heard, rtt] = [heard, rtt].map(Duration::from_millis);
-            let account = Account { owed: true, unanswered, heard, rtt };
+        let nth = accounts.into_iter().enumerate().position(|(nth, (sent_again, acknowledged_bytes))| {
+            let account = Account { sent_again, acknowledged_bytes, rtt: Duration::from_millis(rtt), ..quiet() };
             life.judge_stall(&account, begin + nth as u32 * LOOK_FOR_STALLS)
         });
         nth.map(|nth| nth * LOOK_FOR_STALLS.as_millis() as usize)
     }
 
     #[test]
-    fn an_endpoint_under_load_is_stalled_600_ms_after_it_was_heard_last() {
-        // For a second it answers, late at times; then it is gone, and retransmissions begin 450 ms later.
-        let accounts =
-            (0..30).map(|nth| if nth < 10 { (0, nth * 37 % 90) } else { (u32::from(nth >= 15), 100 * (nth - 10)) });
-        assert_eq!(stalled(1, accounts), Some(1_700));
-    }
-
-    #[test]
-    fn an_endpoint_that_was_idle_has_as_much_time_as_any() {
-        let accounts = (0..30).map(|nth| (u32::from(nth >= 3), 3_600_000 + 100 * nth));
-        assert_eq!(stalled(1, accounts), Some(700));
+    fn an_endpoint_is_stalled_600_ms_after_its_last_acknowledgement_whatever_it_sends() {
+        assert_eq!(stalled(1, (0..30).map(|nth| (nth >= 15, nth.min(10)))), Some(1_700));
+        assert_eq!(stalled(1, (0..30).map(|nth| (nth >= 3, 0))), Some(700), "that was idle");
     }
 
     #[test]
     fn an_endpoint_far_away_has_the_time_that_its_answers_take() {
-        let accounts = (0..30).map(|nth| (u32::from(nth >= 8), 100 * nth));
-        assert_eq!(stalled(150, accounts), Some(1_200));
+        assert_eq!(stalled(150, (0..30).map(|nth| (nth >= 8, 0))), Some(1_200));
     }
 
     #[test]
-    fn an_endpoint_that_answers_now_and_then_is_not_stalled() {
-        assert_eq!(stalled(1, (0..1_000).map(|nth| (1, 100 * (nth % 6)))), None);
-        assert_eq!(stalled(1, (0..1_000).map(|nth| (0, 100 * nth))), None, "nothing was sent again");
+    fn an_endpoint_that_acknowledges_now_and_then_is_not_stalled() {
+        assert_eq!(stalled(1, (0..1_000).map(|nth| (true, nth / 6))), None);
+        assert_eq!(stalled(1, (0..1_000).map(|_| (false, 0))), None, "nothing was sent again");
     }
 
     #[test]
     fn what_was_owed_before_an_idle_time_says_nothing_after_it() {
         let (mut life, begin) = (Life::default(), Instant::now());
-        let account = |owed| Account { owed, unanswered: u32::from(owed), heard: 60 * SECOND, rtt: Duration::ZERO };
-        assert!(!life.judge_stall(&account(true), begin));
+        let again = Account { sent_again: true, ..quiet() };
+        assert!(!life.judge_stall(&again, begin));
         // Whoever looks.
-        assert!(!life.judge(&account(false), begin + SECOND, 30 * SECOND));
-        assert!(!life.judge_stall(&account(true), begin + 60 * SECOND));
-        assert!(life.judge_stall(&account(true), begin + 61 * SECOND));
+        assert!(!life.judge(&Account { owed: false, ..quiet() }, begin + SECOND, 30 * SECOND));
+        assert!(!life.judge_stall(&again, begin + 60 * SECOND));
+        assert!(life.judge_stall(&again, begin + 61 * SECOND));
     }
 
     #[test]

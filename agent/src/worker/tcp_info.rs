@@ -17,6 +17,8 @@ pub(super) struct Info {
     pub(super) retransmits: u32,
     /// Retransmissions since the connection began.
     pub(super) all_retransmits: u32,
+    /// Bytes that the peer has acknowledged since the connection began.
+    pub(super) acknowledged_bytes: u64,
     /// Probes of a full window in a row.
     pub(super) probes: u32,
     /// How long ago data was sent,
@@ -30,7 +32,9 @@ pub(super) struct Info {
 #[repr(C)]
 struct TcpInfo {
     first: libc::tcp_info,
-    pacing_rate_to_bytes_received: [u64; 4],
+    pacing_rates: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
     segs_out_and_in: [u32; 2],
     notsent_bytes: u32,
 }
@@ -46,7 +50,7 @@ pub(super) fn of(socket: &impl AsFd) -> io::Result<Info> {
     if returned != 0 {
         return Err(io::Error::last_os_error());
     }
-    let TcpInfo { first, notsent_bytes, .. } = info;
+    let TcpInfo { first, bytes_acked, notsent_bytes, .. } = info;
     let before = |ms: u32| Duration::from_millis(ms.into());
     Ok(Info {
         rtt: Duration::from_micros(first.tcpi_rtt.into()),
@@ -54,6 +58,7 @@ pub(super) fn of(socket: &impl AsFd) -> io::Result<Info> {
         unsent_bytes: notsent_bytes,
         retransmits: first.tcpi_retransmits.into(),
         all_retransmits: first.tcpi_total_retrans,
+        acknowledged_bytes: bytes_acked,
         probes: first.tcpi_probes.into(),
         sent_before: before(first.tcpi_last_data_sent),
         heard_before: before(first.tcpi_last_ack_recv.min(first.tcpi_last_data_recv)),
