@@ -40,6 +40,7 @@ pub(super) enum Cheap {
     Ping,
     Settings,
     EmptyData,
+    /// PRIORITY, and what is ignored because nobody knows it.
     Priority,
     WindowUpdate,
     /// A request whose header list is beyond the limits.

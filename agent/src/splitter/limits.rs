@@ -70,6 +70,7 @@ pub struct Floods {
     pub settings: u32,
     /// DATA frames without payload that do not end a stream.
     pub empty_data: u32,
+    /// Frames of unknown types, too.
     pub priorities: u32,
     pub window_updates: u32,
     /// Header lists of a client that are beyond `header_list` or `header_fields`: each is decoded to its end for nothing.

@@ -130,7 +130,10 @@ impl Splitter {
             kind::WINDOW_UPDATE => self.window_update(now, c, head, payload),
             kind::CONTINUATION => self.continuation(now, c, head, payload),
             // RFC 9113 §4.1: unknown types are ignored.
-            _ => Ok(()),
+            _ => {
+                self.charge(now, c, Cheap::Priority);
+                Ok(())
+            }
         }
     }
 

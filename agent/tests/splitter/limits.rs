@@ -46,6 +46,7 @@ fn a_flood_is_not_read_for_a_tenth_of_a_second_again_and_again_and_nobody_else_w
         (Bound::EmptyData, data(1, MORE, b"")),
         (Bound::EmptyData, padded_data(1, MORE, b"", 3)),
         (Bound::Priorities, frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
+        (Bound::Priorities, frame(0xfb, 0, 1, b"")),
         (Bound::WindowUpdates, window(0, 1)),
         (Bound::WindowUpdates, window(1, 1)),
         (Bound::StreamErrors, headers(2_000_001, END, &[(":method", "GET")])),

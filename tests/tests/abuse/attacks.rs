@@ -24,7 +24,7 @@ pub(crate) const BY_CLIENTS: &[Attack] = &[
     attack("window-update", &["window-updates"]),
     attack("empty-data", &["empty-data"]),
     attack("padding", &[]),
-    attack("unknown-frames", &[]),
+    attack("unknown-frames", &["priorities"]),
     attack("hpack-bomb", &["large-headers"]),
     attack("hpack-churn", &[]),
     attack("many-headers", &["large-headers"]),

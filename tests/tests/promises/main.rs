@@ -3,6 +3,7 @@
 //! Needs root, `sluice-agent` and `loadtest` built, python3, openssl and bpftool; fails without.
 
 mod bad_input;
+mod black_hole;
 mod fail_open;
 mod inspection;
 mod left_alone;
