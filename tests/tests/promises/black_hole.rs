@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use testbed::{Node, Pod};
 
-use crate::scene::{Backend, Load, calls_of, echo, pod_line, serve, wait_for, with_log};
+use crate::scene::{Backend, Load, calls_of, echo, pod_line, serve, traffic, wait_for, with_log};
 
 const CALLS: u64 = 5_000;
 const RATE: &str = "500";
@@ -41,6 +41,7 @@ fn gets_no_new_calls_and_loses_none(what: &str, hooks: &[&str]) -> Result<()> {
 
     // Those that it had were kept by TCP, and nothing was sent twice.
     let result = with_log(&agent, load.finish_without_failure(CALLS))?;
+    ensure!(traffic(&agent, &client, "streams_replayed")? == 0 && result["resent"] == 0, "{result:#}");
     let least = others.iter().map(|backend| calls_of(&result, backend)).min().unwrap_or_default();
     println!("{what}: {} calls of {CALLS} were its, {least} another's", calls_of(&result, lost));
     ensure!(calls_of(&result, lost) + 200 < least, "in two seconds each gets 333 calls: {result:#}");
