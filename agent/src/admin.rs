@@ -1,38 +1,56 @@
-//! The admin pages: /livez, /readyz, /status.json, /metrics. In: HTTP requests, and the control loop's word on each;
-//! out: pages. The control loop and the workers are asked when somebody looks, so that the pages cost nothing in
-//! between, and an agent whose loop hangs is not live. Changes nothing.
+//! The admin pages: /, /livez, /readyz, /status.json, /metrics on the admin address; on the local socket also what shows
+//! calls or changes something. In: HTTP requests, and the control loop's word on each; out: pages. The control loop and
+//! the workers are asked when somebody looks, so that the pages cost nothing in between, and an agent whose loop hangs is
+//! not live.
 
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http_body_util::Full;
+use http_body_util::combinators::BoxBody;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::addr::NetnsCookie;
 use crate::intercept::{PodEntry, VerdictCounts};
-use crate::pods::PodUid;
-use crate::table::{Built, Problem};
+use crate::pods::{self, PodUid};
+use crate::table::{Built, Problem, ServicePortName};
 use crate::worker::{PodReport, Report, WorkerHandle};
 
+use spread::NotSpread;
+
+pub mod families;
+pub mod local;
 mod metrics;
+mod spread;
 mod status;
+mod sums;
 
 /// The control loop and the workers answer within milliseconds; this long means that they hang.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Connections served at once; the others wait.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Looking at all connections of all pods takes milliseconds; what was seen serves for this long.
+const SPREAD_AGAIN: Duration = Duration::from_secs(5);
+
+/// Nothing but what is in the page, and the agent that served it.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A client that does not finish its request's head by then is closed.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
@@ -77,8 +95,15 @@ pub struct Snapshot {
     pub cgroup: PathBuf,
     pub built: Built,
     pub pods: Vec<PodLine>,
+    /// Names of the source's pods by UID, enrolled or not.
+    pub pod_names: HashMap<Arc<str>, Arc<str>>,
     pub verdicts: VerdictCounts,
     pub workers: Vec<WorkerHandle>,
+    /// How long ago each kind of object was last followed.
+    pub sync_ages: Vec<(&'static str, Duration)>,
+    /// Who looks at calls.
+    pub taps: usize,
+    pub started: Instant,
 }
 
 /// A snapshot with what the workers say to it.
@@ -89,6 +114,11 @@ struct View {
 }
 
 impl Snapshot {
+    /// `namespace/name`, or the UID where the source does not know the pod.
+    fn pod_name(&self, uid: &PodUid) -> Arc<str> {
+        self.pod_names.get(uid.as_str()).cloned().unwrap_or_else(|| uid.as_str().into())
+    }
+
     fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.health.source_problems.iter().chain(&self.built.problems)
     }
@@ -106,17 +136,36 @@ impl View {
 pub enum Ask {
     Health(oneshot::Sender<Health>),
     /// Takes milliseconds where there are thousands of Services.
-    Snapshot(oneshot::Sender<Snapshot>),
+    Snapshot(Box<oneshot::Sender<Snapshot>>),
+    /// Which of these addresses are endpoints, and of which Services.
+    Owners(HashSet<SocketAddr>, oneshot::Sender<HashMap<SocketAddr, Vec<ServicePortName>>>),
+    /// What only the local socket may ask for.
+    Local(local::Ask),
 }
 
 /// Where the control loop hears questions.
 pub type Asks = mpsc::Sender<Ask>;
 
+/// What all connections share.
+pub struct Pages {
+    asks: Asks,
+    places: Arc<Semaphore>,
+    /// What was found last, and when.
+    not_spread: Mutex<Option<(Instant, Arc<[NotSpread]>)>>,
+}
+
+impl Pages {
+    pub fn new(asks: Asks) -> Arc<Self> {
+        Arc::new(Self { asks, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), not_spread: Mutex::default() })
+    }
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
 /// Serves the pages for ever. To be spawned on the runtime.
-pub async fn serve(listener: TcpListener, asks: Asks) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&pages.places).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -125,48 +174,94 @@ pub async fn serve(listener: TcpListener, asks: Asks) {
                 continue;
             }
         };
-        let asks = asks.clone();
-        tokio::spawn(async move {
-            let _place = place;
-            let service = service_fn(move |request| {
-                let asks = asks.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &asks).await) }
-            });
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "an admin connection failed");
-            }
-        });
+        tokio::spawn(connection(stream, place, Arc::clone(&pages), false));
     }
 }
 
-async fn answer(request: &Request<Incoming>, asks: &Asks) -> Response<Full<Bytes>> {
+/// `local`: it came over the local socket, from whom may do all that the agent may.
+async fn connection<S>(stream: S, place: OwnedSemaphorePermit, pages: Arc<Pages>, local: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let _place = place;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let pages = Arc::clone(&pages);
+        async move {
+            let answered = if local { local::answer(&request, &pages).await } else { None };
+            let response = match answered {
+                Some(response) => response,
+                None => answer(&request, &pages).await,
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "an admin connection failed");
+    }
+}
+
+async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Body> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        refusal.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refusal;
     }
-    let page = request.uri().path();
-    if !["/livez", "/readyz", "/status.json", "/metrics"].contains(&page) {
-        return text(StatusCode::NOT_FOUND, "pages: /livez /readyz /status.json /metrics\n");
-    }
-    let answered = match page {
+    let asks = &pages.asks;
+    let answered = match request.uri().path() {
+        "/" => {
+            let mut page =
+                respond(StatusCode::OK, "text/html; charset=utf-8", include_str!("admin/page.html").to_owned());
+            page.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+            Ok(page)
+        }
         "/livez" => ask(asks, Ask::Health).await.map(|_| text(StatusCode::OK, "ok\n")),
         "/readyz" => ask(asks, Ask::Health).await.map(|health| ready(&health)),
-        _ => match ask(asks, Ask::Snapshot).await {
-            Ok(snapshot) => Ok(whole_page(page, &view(snapshot).await)),
-            Err(error) => Err(error),
-        },
+        "/metrics" => view(asks).await.map(|view| {
+            let accept = request.headers().get(ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
+            let format = metrics::Format::wanted(accept);
+            respond(StatusCode::OK, format.content_type(), metrics::page(&view, format))
+        }),
+        "/status.json" => whole_status(pages).await,
+        path => Ok(text(StatusCode::NOT_FOUND, not_found(path))),
     };
     answered.unwrap_or_else(|error| text(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")))
 }
 
-fn whole_page(page: &str, view: &View) -> Response<Full<Bytes>> {
-    match page {
-        "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics::page(view)),
-        _ => respond(StatusCode::OK, "application/json", status::page(view)),
+fn not_found(path: &str) -> String {
+    match local::PAGES.contains(&path) {
+        true => "only on the agent's local socket: use `sluice-agent tap`, `log-level` or `maps` beside the agent\n"
+            .to_owned(),
+        false => "pages: / /livez /readyz /status.json /metrics\n".to_owned(),
     }
+}
+
+async fn whole_status(pages: &Pages) -> anyhow::Result<Response<Body>> {
+    let view = view(&pages.asks).await?;
+    // Held while somebody looks: whoever asks meanwhile gets the same.
+    let mut known = pages.not_spread.lock().await;
+    let not_spread = match &*known {
+        Some((at, lines)) if at.elapsed() < SPREAD_AGAIN => Arc::clone(lines),
+        _ => {
+            let lines: Arc<[NotSpread]> = not_spread(&pages.asks, &view).await?.into();
+            *known = Some((Instant::now(), Arc::clone(&lines)));
+            lines
+        }
+    };
+    drop(known);
+    Ok(respond(StatusCode::OK, "application/json", status::page(&view, &not_spread)))
+}
+
+async fn not_spread(asks: &Asks, view: &View) -> anyhow::Result<Vec<NotSpread>> {
+    let cgroup = view.snapshot.cgroup.clone();
+    let connections = tokio::task::spawn_blocking(move || pods::connections(&cgroup)).await?;
+    let unknown = spread::unknown(view, &connections);
+    let owners = match unknown.is_empty() {
+        true => HashMap::new(),
+        false => ask(asks, |sender| Ask::Owners(unknown, sender)).await?,
+    };
+    Ok(spread::not_spread(view, &connections, &owners))
 }
 
 async fn ask<T>(asks: &Asks, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> anyhow::Result<T> {
@@ -180,16 +275,17 @@ async fn ask<T>(asks: &Asks, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -
     .context("the agent is ending")
 }
 
-async fn view(snapshot: Snapshot) -> View {
+async fn view(asks: &Asks) -> anyhow::Result<View> {
+    let snapshot = ask(asks, |sender| Ask::Snapshot(Box::new(sender))).await?;
     let answers: Vec<_> = snapshot.workers.iter().map(WorkerHandle::report).collect();
     let mut reports = Vec::new();
     for answer in answers {
         reports.push(timeout(ANSWER_WITHIN, answer).await.ok().and_then(Result::ok));
     }
-    View { snapshot, reports }
+    Ok(View { snapshot, reports })
 }
 
-fn ready(health: &Health) -> Response<Full<Bytes>> {
+fn ready(health: &Health) -> Response<Body> {
     let not = |why: String| text(StatusCode::SERVICE_UNAVAILABLE, why);
     match health.state {
         State::Ready => text(StatusCode::OK, "ok\n"),
@@ -202,14 +298,14 @@ fn ready(health: &Health) -> Response<Full<Bytes>> {
     }
 }
 
-fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
-    respond(status, "text/plain", body.into())
+fn text(status: StatusCode, body: impl Into<String>) -> Response<Body> {
+    respond(status, "text/plain; charset=utf-8", body.into())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(BoxBody::new(Full::new(Bytes::from(body))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 
 use crate::addr::{EndpointAddr, ServiceAddr};
+use crate::calls::{Calls, Histogram};
 use crate::table::{Balancing, Policy, Service};
 
 use budget::Budget;
@@ -69,6 +70,7 @@ pub struct EndpointLoad {
     /// Turns that it is owed, or, below 0, had ahead of time.
     credit: Cell<f32>,
     latency: Latency,
+    answers: RefCell<Histogram>,
     /// When it joined a Service that was in use; `None`: nobody saw it come.
     joined: Option<Instant>,
     /// Pods that had calls fail there and keep away from it.
@@ -98,6 +100,11 @@ impl EndpointLoad {
     /// The usual time until it answers; `None`: too few answers to say.
     pub fn latency(&self) -> Option<Duration> {
         self.latency.mean().map(latency::duration)
+    }
+
+    /// How long its answers took, from the whole request to the first byte.
+    pub fn answers(&self) -> Histogram {
+        self.answers.borrow().clone()
     }
 
     /// Whether the Service still lists it.
@@ -139,6 +146,7 @@ pub struct ServiceLoad {
     addr: ServiceAddr,
     state: RefCell<State>,
     budget: Budget,
+    calls: Calls,
 }
 
 struct State {
@@ -173,7 +181,8 @@ impl ServiceLoad {
             scratch: Vec::new(),
             service: Arc::clone(&service),
         };
-        let load = Self { addr: service.addr, state: RefCell::new(state), budget: Budget::default() };
+        let load =
+            Self { addr: service.addr, state: RefCell::new(state), budget: Budget::default(), calls: Calls::default() };
         load.list(service, None);
         Rc::new(load)
     }
@@ -185,6 +194,11 @@ impl ServiceLoad {
 
     pub fn service(&self) -> Arc<Service> {
         Arc::clone(&self.state.borrow().service)
+    }
+
+    /// What became of its calls.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     fn balancing(&self) -> Balancing {
@@ -224,6 +238,7 @@ impl ServiceLoad {
                     current: Cell::new(true),
                     credit: Cell::new(0.0),
                     latency: Latency::default(),
+                    answers: RefCell::default(),
                     joined: now,
                     suspected: Cell::new(0),
                 }),
@@ -293,6 +308,7 @@ impl ServiceLoad {
     /// The endpoint answered a call after `latency`, or failed it.
     pub fn answered(&self, now: Instant, endpoint: &EndpointLoad, latency: Duration, outcome: Outcome) {
         let state = &mut *self.state.borrow_mut();
+        endpoint.answers.borrow_mut().record(latency);
         let mut latency = doublings(latency);
         if outcome.is_failure() {
             endpoint.failed.set(endpoint.failed.get() + 1);

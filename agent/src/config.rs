@@ -16,6 +16,10 @@ use crate::duration;
 use crate::intercept::MAX_WORKERS;
 use crate::splitter::{LimitSetting, Limits, NAMED};
 
+mod look;
+
+pub use look::{By, LogLevel, Look, Maps, Status, Tap, Top};
+
 /// Worker threads unless `--workers` says otherwise: one moves some hundred thousand calls a second, and a node's cores
 /// belong to its pods.
 const MAX_DEFAULT_WORKERS: usize = 4;
@@ -37,6 +41,33 @@ pub enum Command {
     /// that is not ok comes with its cure.
     #[command(after_help = CHECKS, next_line_help = true)]
     Check(Check),
+    /// Show the agent of this node: Services, endpoints with their shares and health, pods, and why calls are not spread.
+    #[command(
+        next_line_help = true,
+        after_help = "Examples:\n  sluice-agent status\n  sluice-agent status shop/cart --output json\n  kubectl -n sluice-system exec ds/sluice-agent -- sluice-agent status"
+    )]
+    Status(Status),
+    /// Show what goes on now, by Service, endpoint or method: rates, success, latencies.
+    #[command(
+        next_line_help = true,
+        after_help = "Keys: s, e, m what a line stands for; q the end.\n\nExamples:\n  sluice-agent top\n  sluice-agent top --by method --every 5s\n  sluice-agent top --count 1 --output json"
+    )]
+    Top(Top),
+    /// Show calls while they happen.
+    #[command(
+        next_line_help = true,
+        after_help = "Examples:\n  sluice-agent tap --service shop/cart --status error\n  sluice-agent tap --pod shop/web-* --method shop.Cart/Add --metadata\n  sluice-agent tap --frames --count 1\n  sluice-agent tap --output json | jq ."
+    )]
+    Tap(Tap),
+    /// Show or change what the agent and its kernel programs say in the log, while they run.
+    #[command(
+        next_line_help = true,
+        after_help = "Examples:\n  sluice-agent log-level\n  sluice-agent log-level --bpf debug\n  sluice-agent log-level --log info,sluice_agent::pods=debug"
+    )]
+    LogLevel(LogLevel),
+    /// Print the kernel's maps, decoded.
+    #[command(next_line_help = true)]
+    Maps(Maps),
     /// Print the version.
     Version,
 }
@@ -122,7 +153,8 @@ pub struct Run {
     #[arg(long, env = "SLUICE_WORKERS", value_name = "N", value_parser = workers)]
     pub workers: Option<NonZeroUsize>,
 
-    /// Address and port of the admin pages: /livez, /readyz, /status.json, /metrics.
+    /// Address and port of the admin pages: / for people, /livez, /readyz, /status.json, /metrics. The local socket that
+    /// `status`, `top`, `tap` and others use has this name, too.
     #[arg(long, env = "SLUICE_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9966", value_parser = address)]
     pub admin: SocketAddr,
 
@@ -137,6 +169,10 @@ pub struct Run {
     /// What the kernel programs say; from debug on one line for each verdict, which is much.
     #[arg(long, env = "SLUICE_BPF_LOG", value_name = "LEVEL", default_value = "off", value_parser = level())]
     pub bpf_log: LevelFilter,
+
+    /// Writes a line of JSON on standard output for this share of the calls: 0 for none, 1 for all.
+    #[arg(long, env = "SLUICE_ACCESS_LOG", value_name = "SHARE", default_value = "0", value_parser = share)]
+    pub access_log: f32,
 
     /// What the agent says on standard error: off, error, warn, info, debug or trace, also for one part alone, such as
     /// `info,sluice_agent::pods=debug`.
@@ -202,12 +238,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "give an IP address and a port, such as 127.0.0.1:9966 or [::]:9966".into())
 }
 
-fn level() -> impl TypedValueParser<Value = LevelFilter> {
-    let parse = |level: String| level.parse::<LevelFilter>();
-    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"]).try_map(parse)
+fn level_name() -> PossibleValuesParser {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
 }
 
-fn filter(text: &str) -> Result<String, String> {
+fn level() -> impl TypedValueParser<Value = LevelFilter> {
+    level_name().try_map(|level: String| level.parse::<LevelFilter>())
+}
+
+pub(crate) fn filter(text: &str) -> Result<String, String> {
     let cure = "give a level such as info, or PART=LEVEL, several with commas";
     // Taken for a part by the library, whose lines alone would be shown.
     if let Some(word) = text.split(',').find(|it| !it.contains(['=', '[']) && it.parse::<LevelFilter>().is_err()) {
@@ -217,6 +256,11 @@ fn filter(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{error}; {cure}")),
     }
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "give a number from 0 to 1, such as 0.01 for one call in a hundred".into())
 }
 
 fn grace(text: &str) -> Result<Duration, String> {

@@ -34,6 +34,11 @@ pub fn client(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Whether a client's first bytes are those of TLS: a handshake record (RFC 8446 §5.1).
+pub fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x16] | [0x16, 3, ..])
+}
+
 /// Judges all that a server has sent so far, before its client said anything: `Http2` if it begins with the header of
 /// a SETTINGS frame that is no acknowledgement. Such a server may still be something else.
 pub fn server(bytes: &[u8]) -> Verdict {
@@ -190,6 +195,7 @@ mod tests {
         assert_eq!(client(b"PO"), Verdict::Opaque);
         assert_eq!(client(b"PRI * HTTP/1.1\r\n"), Verdict::Opaque);
         assert_eq!(client(&[0x16]), Verdict::Opaque);
+        assert!(is_tls(&[0x16]) && is_tls(&[0x16, 3, 1, 0]) && !is_tls(&[0x16, 4]) && !is_tls(b"G") && !is_tls(b""));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The only place that names aya. Links are not pinned: they end with this process, however it ends.
 
 mod attached;
+mod decoded;
 mod explain;
 mod maps;
 mod order;

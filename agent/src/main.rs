@@ -14,6 +14,11 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
+        Command::Status(config) => sluice_agent::look::status(&config),
+        Command::Top(config) => sluice_agent::look::top(&config),
+        Command::Tap(config) => sluice_agent::look::tap(&config),
+        Command::LogLevel(config) => sluice_agent::look::log_level(&config),
+        Command::Maps(config) => sluice_agent::look::maps(&config),
         Command::Version => {
             println!("sluice-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

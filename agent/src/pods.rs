@@ -16,6 +16,7 @@ use crate::addr::NetnsCookie;
 use crate::netns::Home;
 
 mod cgroupns;
+mod connections;
 mod enrolled;
 mod kubepods;
 mod layout;
@@ -25,6 +26,7 @@ mod roster;
 mod tree;
 
 pub use cgroupns::{CgroupView, view_nodes_cgroups};
+pub use connections::{Peers, connections};
 pub use enrolled::{Enrolled, EnrolledPods};
 pub use kubepods::{
     FoundBy, find as find_kubepods, groups_of_pods, is_cgroup2, locate as locate_kubepods, own_cgroup, own_group,

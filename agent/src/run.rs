@@ -2,20 +2,12 @@
 //! them in one loop, and ends them in the opposite order. In: the configuration, signals; out: a served node. The parts
 //! decide; nothing here looks at a byte or an object.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
-
-use crate::admin::{self, Ask, Health, Snapshot, State};
+use crate::admin::{self, Ask, Health, Snapshot, State, local};
 use crate::check;
 use crate::config::Run;
 use crate::intercept::{Intercept, Settings};
@@ -23,12 +15,21 @@ use crate::pods::{self, CgroupView, Change, Discovery};
 use crate::publish::{KernelChange, Publisher};
 use crate::table::{self, Catalog};
 use crate::watch::Source;
+use crate::worker::TapRequest;
+use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
+mod access_log;
 mod enrol;
+mod levels;
 mod memory;
 mod workers;
 
 use enrol::Enrolment;
+use levels::LogFilter;
 use workers::Workers;
 
 /// Questions of the admin pages.
@@ -37,35 +38,16 @@ type Asked = mpsc::Receiver<Ask>;
 /// When what the kernel refused is tried again, if nothing else happens.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Where the kernel programs' lines appear in the log.
-const KERNEL_LOG: &str = "sluice::kernel";
-/// The client libraries' own words on a watch, one for each attempt while it fails; the agent says once what is wrong and
-/// how to mend it, and once that it is over. Still to be had by --log: a later word on the same part wins.
-const REPEATS: &str = "kube_runtime=off,kube_client=off,rustls_platform_verifier=off";
-
 /// Serves the node until a signal or an error.
 pub fn run(config: &Run) -> Result<()> {
-    start_log(config)?;
+    let log = levels::start(config)?;
     check::require_privileges()?;
     if let CgroupView::Containers(error) = pods::view_nodes_cgroups() {
         tracing::warn!(%error, "cannot enter the node's cgroup namespace: pods are found by guess (see sluice-agent check)");
     }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the control loop")?.block_on(serve(config))
-}
-
-/// On standard error; with colours only for people.
-fn start_log(config: &Run) -> Result<()> {
-    let mut filter = EnvFilter::try_new(format!("{REPEATS},{}", config.log)).context("--log")?;
-    if config.bpf_log != LevelFilter::OFF {
-        filter = filter.add_directive(format!("{KERNEL_LOG}={}", config.bpf_log).parse()?);
-    }
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal())
-        .try_init()
-        .map_err(anyhow::Error::from_boxed)
-        .context("cannot start the log")
+    runtime.context("cannot start the control loop")?.block_on(serve(config, log))
 }
 
 /// Each connection takes two descriptors, and the usual limit is 1024.
@@ -77,7 +59,8 @@ fn raise_open_files() {
     }
 }
 
-async fn serve(config: &Run) -> Result<()> {
+async fn serve(config: &Run, mut log: LogFilter) -> Result<()> {
+    let started = Instant::now();
     let mut signals = Signals::new()?;
     let limits = config.limits().map_err(anyhow::Error::msg)?;
     let kubepods = pods::find_kubepods(config.site.cgroup.as_deref())?;
@@ -86,7 +69,11 @@ async fn serve(config: &Run) -> Result<()> {
     })?;
     let admin_address = admin.local_addr().unwrap_or(config.admin);
     let (asks, mut asked) = mpsc::channel(16);
-    tokio::spawn(admin::serve(admin, asks));
+    let pages = admin::Pages::new(asks);
+    // Whoever looks for it knows the address that was asked for.
+    let named = if config.admin.port() == 0 { admin_address } else { config.admin };
+    tokio::spawn(local::serve(local::listen(named)?, std::sync::Arc::clone(&pages)));
+    tokio::spawn(admin::serve(admin, pages));
     tokio::spawn(memory::give_back());
 
     // What the kernel lacks shows before anything is waited for.
@@ -95,16 +82,15 @@ async fn serve(config: &Run) -> Result<()> {
     let mut source = Source::open(&config.site).await?;
     let mut catalog = Catalog::new(config.site.node_name.clone());
     let known = tokio::select! {
-        changes = sync(&mut source, &mut catalog, &mut asked, &kubepods) => changes,
+        changes = sync(&mut source, &mut catalog, &mut asked, &kubepods, started) => changes,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before the source was synced; nothing was attached");
             return Ok(());
         }
     };
 
-    if config.bpf_log != LevelFilter::OFF {
-        tokio::spawn(intercept.kernel_log()?);
-    }
+    // What the programs say is read whether they speak or not: their level may rise.
+    tokio::spawn(intercept.kernel_log()?);
     intercept.attach(&kubepods)?;
     tracing::info!(cgroup = %kubepods.display(), "attached");
 
@@ -128,6 +114,8 @@ async fn serve(config: &Run) -> Result<()> {
     // Declared last and so dropped first: on every way out the links close before the listeners.
     let mut intercept = intercept;
     let mut state = State::Scanning;
+    let mut taps: Vec<TapRequest> = access_log::start(config)?.into_iter().collect();
+    taps.iter().for_each(|tap| workers.tap(tap));
     let mut drained = None;
     loop {
         tokio::select! {
@@ -166,6 +154,7 @@ async fn serve(config: &Run) -> Result<()> {
                 Ok(Change::Lost(cookie)) => enrolment.remove(cookie).await,
                 Ok(Change::Scanned) if state == State::Scanning => {
                     state = State::Ready;
+                    memory::forget_code();
                     let (services, pods) = (catalog.table().services.len(), enrolment.pods.len());
                     tracing::info!(services, pods, workers = workers.handles.len(), admin = %admin_address, "ready");
                 }
@@ -181,14 +170,28 @@ async fn serve(config: &Run) -> Result<()> {
             Some(ask) = asked.recv() => match ask {
                 Ask::Health(asker) => _ = asker.send(health(state, &source)),
                 Ask::Snapshot(asker) => _ = asker.send(Snapshot {
+                    taps: {
+                        taps.retain(|tap| !tap.sink.is_closed());
+                        taps.len()
+                    },
                     pods: enrolment.lines(catalog.pods()),
                     verdicts: counters.read().unwrap_or_else(|error| {
                         tracing::warn!("the admin pages show no verdicts: {error:#}");
                         Default::default()
                     }),
                     workers: workers.handles.clone(),
-                    ..snapshot(state, &source, &catalog, &kubepods)
+                    ..snapshot(state, &source, &catalog, &kubepods, started)
                 }),
+                Ask::Owners(addrs, asker) => _ = asker.send(catalog.owners(&addrs)),
+                Ask::Local(local::Ask::Tap(tap, asker)) => {
+                    workers.tap(&tap);
+                    taps.push(tap);
+                    _ = asker.send(());
+                }
+                Ask::Local(local::Ask::LogLevel { bpf, log: filter, reply }) => {
+                    _ = reply.send(log.set(bpf.as_deref(), filter.as_deref(), &mut intercept));
+                }
+                Ask::Local(local::Ask::Maps(asker)) => _ = asker.send(intercept.decoded()),
             }
         }
     }
@@ -206,14 +209,23 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Until all objects are known. Before, a Service would be redirected that a Namespace not read yet opts out.
-async fn sync(source: &mut Source, catalog: &mut Catalog, asked: &mut Asked, kubepods: &Path) -> Vec<table::Change> {
+async fn sync(
+    source: &mut Source,
+    catalog: &mut Catalog,
+    asked: &mut Asked,
+    kubepods: &Path,
+    started: Instant,
+) -> Vec<table::Change> {
     let mut known = Vec::new();
     while !source.missing().is_empty() {
         tokio::select! {
             updates = source.next() => known.extend(catalog.apply(updates).services),
             Some(ask) = asked.recv() => match ask {
                 Ask::Health(asker) => _ = asker.send(health(State::Syncing, source)),
-                Ask::Snapshot(asker) => _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods)),
+                Ask::Snapshot(asker) => _ = asker.send(snapshot(State::Syncing, source, catalog, kubepods, started)),
+                Ask::Owners(_, asker) => _ = asker.send(Default::default()),
+                // Whoever asked hears that there is no answer yet.
+                Ask::Local(_) => {}
             }
         }
     }
@@ -226,14 +238,18 @@ fn health(state: State, source: &Source) -> Health {
 }
 
 /// What is known without workers and kernel.
-fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path) -> Snapshot {
+fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path, started: Instant) -> Snapshot {
     Snapshot {
         health: health(state, source),
         cgroup: kubepods.to_owned(),
         built: catalog.built(),
         pods: Vec::new(),
+        pod_names: catalog.pods().names().clone(),
         verdicts: Default::default(),
         workers: Vec::new(),
+        sync_ages: source.sync_ages(),
+        taps: 0,
+        started,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Where the objects come from: the API server, or a folder of manifests. Out: updates for the store, and what is wrong
 //! with the source. It does not look into the objects; the table does.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 
 use crate::config::{Site, SourceSpec};
@@ -63,6 +65,14 @@ impl Source {
             Source::Kube(kube) => kube.missing().map(|kind| kind.plural()).collect(),
             Source::Dir(dir) if dir.was_read() => Vec::new(),
             Source::Dir(_) => vec!["manifests"],
+        }
+    }
+
+    /// How long ago the objects of each kind were last followed; zero: they are.
+    pub fn sync_ages(&self) -> Vec<(&'static str, Duration)> {
+        match self {
+            Source::Kube(kube) => kube.sync_ages().map(|(kind, age)| (kind.plural(), age)).collect(),
+            Source::Dir(_) => vec![("manifests", Duration::ZERO)],
         }
     }
 

@@ -15,6 +15,7 @@ mod relay;
 mod report;
 mod services;
 mod socket;
+mod taps;
 mod tcp_info;
 mod timers;
 mod turns;
@@ -34,7 +35,9 @@ use crate::detect::Patience;
 use crate::splitter::Limits;
 use crate::table::Change;
 
-pub use report::{EndpointConnections, EndpointReport, PodReport, Report, ServiceReport};
+pub use event_loop::Ejections;
+pub use report::{EndpointConnections, EndpointReport, OpaqueReport, PodReport, Report, ServiceReport};
+pub use taps::{TapFilter, TapLine, TapRequest};
 
 /// Takes a redirected connection's original destination out of the kernel: the pod's namespace and the peer's address as
 /// `accept` gave it. None: the connection is not one that we redirected.
@@ -64,6 +67,8 @@ pub enum Command {
         done: Ack,
     },
     Report(oneshot::Sender<Report>),
+    /// Shows calls that begin from now on, until the sink is closed.
+    Tap(TapRequest),
 }
 
 /// A pod's network namespace and the listeners in it.

@@ -5,26 +5,35 @@ use std::collections::BTreeMap;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
+use super::spread::NotSpread;
+use super::sums::{self, EndpointSum, ServiceSum};
 use super::{PodLine, Snapshot, State, View};
+use crate::addr::ServiceAddr;
 use crate::balance::EjectedEndpoint;
+use crate::calls::{BOUNDS, CODES, CallsReport, Counts, HTTP_CLASSES, Histogram, MethodName};
 use crate::intercept::Verdict;
 use crate::splitter::Bound;
-use crate::table::{Ejection, LeftAlone, Problem, Service};
+use crate::table::{Ejection, Endpoint, LeftAlone, Problem, Service};
 use crate::worker::{EndpointConnections, PodReport, Report, ServiceReport};
 
-pub(super) fn page(view: &View) -> String {
+pub(super) fn page(view: &View, not_spread: &[NotSpread]) -> String {
     // A string takes whatever is written, and no key of the page is anything but a string.
-    let mut text = serde_json::to_string_pretty(&Page(view)).unwrap_or_default();
+    let page = Page { view, not_spread, sums: sums::services(view) };
+    let mut text = serde_json::to_string(&page).unwrap_or_default();
     text.push('\n');
     text
 }
 
-struct Page<'a>(&'a View);
+struct Page<'a> {
+    view: &'a View,
+    not_spread: &'a [NotSpread],
+    sums: BTreeMap<ServiceAddr, ServiceSum>,
+}
 
 impl Serialize for Page<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Page(view) = *self;
-        let Snapshot { health, cgroup, built, pods, verdicts, workers, .. } = &view.snapshot;
+        let Page { view, not_spread, sums } = self;
+        let Snapshot { health, cgroup, built, pods, verdicts, workers, started, .. } = &view.snapshot;
         let state = match health.state {
             State::Syncing => "syncing",
             State::Scanning => "scanning",
@@ -39,9 +48,12 @@ impl Serialize for Page<'_> {
         page.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
         page.serialize_entry("state", state)?;
         page.serialize_entry("cgroup", &cgroup.to_string_lossy())?;
-        page.serialize_entry("services", &Each(|| services.iter().map(|service| one_service(service))))?;
+        page.serialize_entry("uptime_seconds", &started.elapsed().as_secs_f64())?;
+        let with_sum = |service: &&Service| one_service(service, sums.get(&service.addr));
+        page.serialize_entry("services", &Each(|| services.iter().map(|service| with_sum(&&***service))))?;
         page.serialize_entry("left_alone", &Each(|| built.left_alone.iter().map(left_alone)))?;
         page.serialize_entry("pods", &Each(|| pods.iter().map(|pod| one_pod(pod, view))))?;
+        page.serialize_entry("not_spread", &Each(|| not_spread.iter().map(NotSpread::json)))?;
         page.serialize_entry("kernel_verdicts", &verdicts)?;
         page.serialize_entry("problems", &Each(|| view.snapshot.problems().map(problem)))?;
         page.serialize_entry("workers", &Each(|| (0..workers.len()).map(|index| worker(index, view))))?;
@@ -59,11 +71,10 @@ impl<I: Iterator<Item = Value>, F: Fn() -> I> Serialize for Each<F> {
     }
 }
 
-fn one_service(service: &Service) -> Value {
-    let endpoints = service
-        .endpoints
-        .iter()
-        .map(|endpoint| json!({ "address": endpoint.addr.to_string(), "identity": endpoint.identity }));
+fn one_service(service: &Service, sum: Option<&ServiceSum>) -> Value {
+    let of_endpoint =
+        |endpoint: &Endpoint| one_endpoint(endpoint, sum.and_then(|sum| sum.endpoints.get(&endpoint.addr)));
+    let endpoints = service.endpoints.iter().map(of_endpoint);
     json!({
         "name": service.name.to_string(),
         "address": service.addr.to_string(),
@@ -73,8 +84,66 @@ fn one_service(service: &Service) -> Value {
         "slow_start_seconds": service.balancing.slow_start.as_secs_f64(),
         "scope": service.scope.name(),
         "usable_endpoints": service.usable,
+        "calls": sum.map(|sum| calls(&sum.calls)),
         "endpoints": endpoints.collect::<Value>(),
     })
+}
+
+/// None of the numbers where no pod of this node has dialled the Service.
+fn one_endpoint(endpoint: &Endpoint, sum: Option<&EndpointSum>) -> Value {
+    let Some(sum) = sum else { return json!({ "address": endpoint.addr.to_string(), "identity": endpoint.identity }) };
+    json!({
+        "address": endpoint.addr.to_string(),
+        "identity": endpoint.identity,
+        "picked": sum.picked,
+        "failed": sum.failed,
+        "open": sum.open,
+        "latency_us": sum.latency.map(|latency| latency.as_micros() as u64),
+        "weight": sum.weight,
+        "connections": sum.connections,
+        "rtt_us": sum.rtt.as_micros() as u64,
+        "retransmits": sum.retransmits,
+        "unacknowledged": sum.unacknowledged,
+        "answers": histogram(&sum.answers),
+        "ejected_by": sum.ejected_by.iter().map(|(pod, it)| {
+            let mut line = ejected(it);
+            line["pod"] = json!(pod);
+            line
+        }).collect::<Value>(),
+    })
+}
+
+fn calls(calls: &CallsReport) -> Value {
+    let ended: u64 = calls.methods.iter().map(|(_, counts)| counts.total()).sum();
+    let failed: u64 = calls.methods.iter().map(|(_, counts)| counts.failed).sum();
+    json!({
+        "open": calls.open,
+        "ended": ended,
+        "failed": failed,
+        "request_bytes": calls.request_bytes,
+        "response_bytes": calls.response_bytes,
+        "methods": calls.methods.iter().map(method).collect::<Value>(),
+    })
+}
+
+fn method((name, counts): &(MethodName, Counts)) -> Value {
+    let (service, method) = name.parts();
+    let grpc = CODES.iter().zip(counts.grpc);
+    let codes = grpc.chain(HTTP_CLASSES.iter().zip(counts.http)).filter(|(_, count)| *count > 0);
+    json!({
+        "grpc_service": service,
+        "grpc_method": method,
+        "ended": counts.total(),
+        "failed": counts.failed,
+        "codes": codes.collect::<BTreeMap<_, _>>(),
+        "latency": histogram(&counts.duration),
+    })
+}
+
+/// Upper bounds in seconds with their counts, where there are any; the last bucket has no bound.
+fn histogram(histogram: &Histogram) -> Value {
+    let buckets = histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0);
+    buckets.map(|(at, count)| json!([BOUNDS.get(at), count])).collect()
 }
 
 /// In the annotation's words; null: nothing ejects.
@@ -122,6 +191,9 @@ fn traffic(report: &PodReport) -> Value {
         "without_flow": report.without_flow,
         "accepts_failed": report.accepts_failed,
         "dials_failed": report.dials_failed,
+        "opaque": report.opaque.iter().map(|it| {
+            json!({ "service": it.service.to_string(), "tls": it.tls, "other": it.other })
+        }).collect::<Value>(),
         "ejected": report.ejected.iter().map(ejected).collect::<Value>(),
         "endpoints": report.endpoints.iter().map(connections).collect::<Value>(),
         "open_streams": report.splitter.open_streams,
@@ -138,7 +210,13 @@ fn traffic(report: &PodReport) -> Value {
 }
 
 fn ejected(endpoint: &EjectedEndpoint) -> Value {
-    json!({ "address": endpoint.addr.to_string(), "cause": endpoint.cause.name(), "failures": endpoint.failures })
+    json!({
+        "address": endpoint.addr.to_string(),
+        "cause": endpoint.cause.name(),
+        "failures": endpoint.failures,
+        "since_seconds": endpoint.since.elapsed().as_secs_f64(),
+        "retry_in_seconds": endpoint.until.saturating_duration_since(std::time::Instant::now()).as_secs_f64(),
+    })
 }
 
 fn connections(endpoint: &EndpointConnections) -> Value {

@@ -46,6 +46,7 @@ struct Record {
 
 #[derive(Debug)]
 struct Away {
+    since: Instant,
     until: Instant,
     /// When a call was sent to see whether it is well.
     tried: Option<Instant>,
@@ -124,7 +125,7 @@ impl Outliers {
         }
         let record = self.records.get_mut(&key)?;
         record.times += 1;
-        record.ejected = Some(Away { until: now + back_off(&settings, record.times, rng), tried: None });
+        record.ejected = Some(Away { since: now, until: now + back_off(&settings, record.times, rng), tried: None });
         endpoint.suspected.set(endpoint.suspected.get() + 1);
         self.ejected += 1;
         self.look_for_trials();
@@ -169,10 +170,10 @@ impl Outliers {
         self.look_for_trials();
     }
 
-    /// Those ejected, with how often in a row.
-    pub(super) fn list(&self) -> impl Iterator<Item = (&Rc<EndpointLoad>, u32)> {
-        let ejected = self.records.values().filter(|record| record.ejected.is_some());
-        ejected.map(|record| (&record.endpoint, record.times))
+    /// Those ejected, with how often in a row, since when this time, and until when.
+    pub(super) fn list(&self) -> impl Iterator<Item = (&Rc<EndpointLoad>, u32, Instant, Instant)> {
+        let ejected = self.records.values().filter_map(|record| Some((record, record.ejected.as_ref()?)));
+        ejected.map(|(record, away)| (&record.endpoint, record.times, away.since, away.until))
     }
 
     fn look_for_trials(&mut self) {

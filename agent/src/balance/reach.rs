@@ -61,6 +61,7 @@ struct Ejected {
     endpoint: Rc<EndpointLoad>,
     /// In a row, each after the back-off of the one before.
     failures: u32,
+    since: Instant,
     until: Instant,
     /// When a probe began that has not ended, as far as is known.
     probed: Option<Instant>,
@@ -96,9 +97,14 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EjectedEndpoint {
     pub addr: EndpointAddr,
+    pub service: ServiceAddr,
     pub cause: Cause,
     /// Dials or trial calls that failed in a row, one for each back-off.
     pub failures: u32,
+    /// When the pod began to keep away, the last time.
+    pub since: Instant,
+    /// From when on it is tried.
+    pub until: Instant,
 }
 
 impl Reach {
@@ -194,7 +200,7 @@ impl Reach {
         let state = &mut *self.0.borrow_mut();
         let ejected = state.ejected.entry(Rc::as_ptr(endpoint)).or_insert_with(|| {
             state.changes.push_back(Change::Ejected(endpoint.addr(), Cause::Unreachable));
-            Ejected { endpoint: Rc::clone(endpoint), failures: 0, until: now, probed: None }
+            Ejected { endpoint: Rc::clone(endpoint), failures: 0, since: now, until: now, probed: None }
         });
         if now >= ejected.until {
             ejected.failures += 1;
@@ -247,11 +253,18 @@ impl Reach {
     /// By address.
     pub fn ejected(&self) -> Vec<EjectedEndpoint> {
         let state = self.0.borrow();
-        let unreachable = state.ejected.values().map(|it| (&it.endpoint, Cause::Unreachable, it.failures));
-        let failing = state.outliers.list().map(|(endpoint, times)| (endpoint, Cause::Failing, times));
-        let listed = unreachable.chain(failing).filter(|(endpoint, ..)| endpoint.is_current());
+        let unreachable =
+            state.ejected.values().map(|it| (Cause::Unreachable, &it.endpoint, it.failures, it.since, it.until));
+        let failing = state
+            .outliers
+            .list()
+            .map(|(endpoint, times, since, until)| (Cause::Failing, endpoint, times, since, until));
+        let listed = unreachable.chain(failing).filter(|(_, endpoint, ..)| endpoint.is_current());
         let mut list: Vec<_> = listed
-            .map(|(endpoint, cause, failures)| EjectedEndpoint { addr: endpoint.addr, cause, failures })
+            .map(|(cause, endpoint, failures, since, until)| {
+                let (addr, service) = (endpoint.addr, endpoint.service);
+                EjectedEndpoint { addr, service, cause, failures, since, until }
+            })
             .collect();
         list.sort_unstable();
         list

@@ -80,6 +80,11 @@ pub(super) fn into_pod(pod: &Path, off_limits: &OffLimits) -> Look {
     look
 }
 
+/// All processes of a pod, but for those outside of the reader's pid namespace.
+pub(super) fn processes_below(pod: &Path) -> impl Iterator<Item = u32> {
+    groups(pod, DEPTH).into_values().flatten().filter(|pid| *pid != 0)
+}
+
 /// The processes of a pod's group and of those below it.
 fn groups(group: &Path, depth: usize) -> BTreeMap<PathBuf, Vec<u32>> {
     let mut all = BTreeMap::from([(group.to_owned(), processes(group))]);

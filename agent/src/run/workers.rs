@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use crate::intercept::{Heartbeat, Intercept};
 use crate::splitter::Limits;
 use crate::table::Change;
-use crate::worker::{self, WorkerHandle};
+use crate::worker::{self, Command, TapRequest, WorkerHandle};
 
 /// A worker that has not drained this long after the deadline hangs.
 const PAST_DEADLINE: Duration = Duration::from_secs(1);
@@ -37,6 +37,11 @@ impl Workers {
             handles.push(handle);
         }
         Ok(Self { handles, ended })
+    }
+
+    /// Shows calls of all workers.
+    pub(super) fn tap(&self, request: &TapRequest) {
+        self.handles.iter().for_each(|worker| worker.send(Command::Tap(request.clone())));
     }
 
     /// Waits until a worker has ended; its index. For ever if none does.

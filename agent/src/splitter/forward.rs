@@ -351,6 +351,9 @@ impl Splitter {
         for (face, reason) in [(Face::Client, to_client), (Face::Endpoint, to_endpoint)] {
             let Some(reason) = reason else { continue };
             let Some(pair) = self.pairs.get(key) else { return };
+            if face == Face::Client {
+                pair.ends_by_reset(reason);
+            }
             let (unanswered, opened) = (pair.phase < Phase::Interim, pair.opened);
             let side = pair.side(face);
             if side.is_open() && !side.is_closed() {
@@ -369,6 +372,7 @@ impl Splitter {
     /// count falls, and who waited for a place gets it.
     pub(super) fn release(&mut self, now: Instant, key: PairKey) {
         let Some(mut pair) = self.pairs.remove(key) else { return };
+        self.tap_end(now, &mut pair);
         self.heads_held -= pair.heads();
         self.recycle(std::mem::take(&mut pair.request));
         self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
@@ -388,6 +392,8 @@ impl Splitter {
         if client.is_open() {
             self.close_if_unused(now, client.conn);
         }
+        let Pair { service, call, client, endpoint, .. } = pair;
+        service.calls().end(now, call, client.body, endpoint.body);
     }
 
     /// For a pair that is known to be there.

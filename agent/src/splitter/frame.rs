@@ -61,6 +61,27 @@ impl Reason {
     pub const ENHANCE_YOUR_CALM: Reason = Reason(0xb);
 }
 
+/// The name of an error code (RFC 9113 §7).
+pub(super) fn reason_name(code: u32) -> Option<&'static str> {
+    const NAMES: [&str; 14] = [
+        "NO_ERROR",
+        "PROTOCOL_ERROR",
+        "INTERNAL_ERROR",
+        "FLOW_CONTROL_ERROR",
+        "SETTINGS_TIMEOUT",
+        "STREAM_CLOSED",
+        "FRAME_SIZE_ERROR",
+        "REFUSED_STREAM",
+        "CANCEL",
+        "COMPRESSION_ERROR",
+        "CONNECT_ERROR",
+        "ENHANCE_YOUR_CALM",
+        "INADEQUATE_SECURITY",
+        "HTTP_1_1_REQUIRED",
+    ];
+    NAMES.get(code as usize).copied()
+}
+
 /// The head of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {

@@ -157,7 +157,7 @@ impl Default for Limits {
         Self {
             stream_window: 256 * 1024,
             connection_window: 1024 * 1024,
-            pod_budget: 8 * 1024 * 1024,
+            pod_budget: 4 * 1024 * 1024,
             output_high: 64 * 1024,
             output_stop: 256 * 1024,
             output_limit: 4 * 1024 * 1024,
@@ -169,8 +169,8 @@ impl Default for Limits {
             connections_per_endpoint: 16,
             attempts: 8,
             replay_stream: 16 * 1024,
-            replay_pod: 4 * 1024 * 1024,
-            waiting_heads: 4 * 1024 * 1024,
+            replay_pod: 2 * 1024 * 1024,
+            waiting_heads: 3 * 1024 * 1024,
             // A dial inside a zone, SETTINGS included, takes less than 10 ms, across continents 200 ms; what takes longer
             // has lost its SYN, which is repeated after 1 s.
             dial_patience: Duration::from_millis(250),

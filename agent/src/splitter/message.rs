@@ -3,6 +3,7 @@
 //! Header lists in; what the splitter must know of them, or the fault, out. It changes no field.
 
 use super::hpack::{HeaderList, Indexing, Name};
+use crate::calls::Ended;
 
 /// What is wrong with a message: a stream error of type PROTOCOL_ERROR (RFC 9113 §8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,16 @@ impl Status {
             Status::ResourceExhausted => (b"8", b"431"),
             Status::Internal => (b"13", b"502"),
             Status::Unavailable => (b"14", b"503"),
+        }
+    }
+
+    /// How a call that is answered with it ends.
+    pub(super) fn ended(self, grpc: bool) -> Ended {
+        match self {
+            _ if grpc => Ended::of_own(self.codes().0),
+            Status::ResourceExhausted => Ended::Http(431),
+            Status::Internal => Ended::Http(502),
+            Status::Unavailable => Ended::Http(503),
         }
     }
 }

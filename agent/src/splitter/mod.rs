@@ -23,6 +23,7 @@ mod pair;
 mod receive;
 mod request;
 mod response;
+mod tap;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -37,10 +38,12 @@ use dialling::Ways;
 use flood::Haste;
 use hpack::HeaderList;
 use pair::Pairs;
+use tap::Tap;
 
 use frame::DEFAULT_WINDOW;
 pub use frame::{PREFACE, Reason};
 pub use limits::{Bound, Floods, LimitSetting, Limited, Limits, NAMED, Named};
+pub use tap::{CallId, CallRecord, Depth, FrameSeen, Shown, TapEvent};
 
 /// So many connections of a kind get a whole connection window; with more of them each gets a smaller one.
 const WHOLE_WINDOWS: u64 = 4;
@@ -150,6 +153,8 @@ pub struct Splitter {
     draining: Option<Instant>,
     stats: Stats,
     work: u64,
+    /// None: nobody looks.
+    tap: Option<Box<Tap>>,
 }
 
 impl std::fmt::Debug for Splitter {
@@ -185,6 +190,7 @@ impl Splitter {
             draining: None,
             stats: Stats::default(),
             work: 0,
+            tap: None,
         }
     }
 

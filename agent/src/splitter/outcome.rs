@@ -7,6 +7,7 @@ use super::Splitter;
 use super::hpack::{HeaderList, Name};
 use super::pair::{Pair, PairKey, Phase};
 use crate::balance::Outcome;
+use crate::calls::Ended;
 
 impl Splitter {
     /// The head of the response came. How long that took is the endpoint's doing only if it had the whole request.
@@ -22,8 +23,13 @@ impl Splitter {
     /// The response is whole. `by_fields`: the header list in hand is its trailers, or its head where that was all.
     pub(super) fn call_answered(&mut self, now: Instant, key: PairKey, by_fields: bool) -> Outcome {
         let Some(pair) = self.pairs.get(key) else { return Outcome::Unknown };
-        let by_status = grpc_status(&self.list).filter(|_| by_fields && pair.grpc).map(Outcome::of_grpc);
-        let outcome = by_status.unwrap_or_else(|| Outcome::of_http(pair.status, pair.grpc));
+        let said = grpc_status(&self.list).filter(|_| by_fields && pair.grpc);
+        let outcome = said.map_or_else(|| Outcome::of_http(pair.status, pair.grpc), Outcome::of_grpc);
+        pair.call.ends(match said {
+            Some(value) => Ended::of_grpc(value),
+            None if pair.grpc => Ended::of_http(pair.status),
+            None => Ended::Http(pair.status),
+        });
         self.call_ended(now, key, outcome);
         outcome
     }
@@ -44,12 +50,15 @@ impl Splitter {
     /// The client waits no longer. If it has waited as long as it said, that is the endpoint's failure.
     pub(super) fn call_given_up(&mut self, now: Instant, key: PairKey) {
         let Some(pair) = self.pairs.get(key) else { return };
-        if pair.phase >= Phase::Answered || !pair.endpoint.is_open() {
-            return;
-        }
         let waited = now.saturating_duration_since(pair.opened);
         // Some of its time was over before it came here.
         let late = deadline(&pair.request).is_some_and(|deadline| waited >= deadline.mul_f32(0.9));
+        if pair.grpc {
+            pair.call.ends(if late { Ended::DEADLINE_EXCEEDED } else { Ended::CANCELLED });
+        }
+        if pair.phase >= Phase::Answered || !pair.endpoint.is_open() {
+            return;
+        }
         if !late
             && pair.client.recv_ended
             && let Some(picked) = &pair.picked

@@ -10,7 +10,9 @@ use super::ConnId;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::Reason;
 use super::hpack::HeaderList;
+use super::tap::Tapped;
 use crate::balance::{EndpointLoad, Picked, ServiceLoad};
+use crate::calls::{Call, Ended};
 
 /// Which of a pair's two streams: the client's, where we are the server, or the endpoint's, where we are the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +186,7 @@ pub(super) struct Pair {
     pub(super) client: Side,
     pub(super) endpoint: Side,
     pub(super) service: Rc<ServiceLoad>,
+    pub(super) call: Call,
     /// Counts on the endpoint until the pair ends.
     pub(super) picked: Option<Picked>,
     /// Endpoints that this stream was tried on before.
@@ -214,6 +217,8 @@ pub(super) struct Pair {
     pub(super) credited: usize,
     /// Where its HEADERS begin in the endpoint connection's output since the beginning: not flushed, not sent.
     pub(super) sent_at: u64,
+    /// Somebody looks at it.
+    pub(super) tapped: Option<Box<Tapped>>,
 }
 
 impl Pair {
@@ -231,6 +236,11 @@ impl Pair {
             Face::Client => &self.client,
             Face::Endpoint => &self.endpoint,
         }
+    }
+
+    /// The client gets a reset with this code.
+    pub(super) fn ends_by_reset(&mut self, reason: Reason) {
+        self.call.ends(if self.grpc { Ended::of_reset(reason.0) } else { Ended::Http(self.status) });
     }
 
     /// What its header lists that wait count for.
@@ -294,6 +304,10 @@ impl Pairs {
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Pair> {
         self.slots.iter().filter_map(|(_, slot)| slot.as_ref())
+    }
+
+    pub(super) fn each(&mut self, work: impl FnMut(&mut Pair)) {
+        self.slots.iter_mut().filter_map(|(_, slot)| slot.as_mut()).for_each(work);
     }
 
     /// As [`Pairs::get`], for looking only.

@@ -11,9 +11,10 @@ use super::limits::Bound;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
-/// A pod may hold so much beyond its budget: its connections' windows were granted before. Hundreds of connections that
-/// all use theirs up come to more, and lose the streams that wait.
-const OVERDRAFT: usize = 8 * 1024 * 1024;
+/// A pod may hold so much beyond its budget: its connections' windows were granted before, in all as much as both are together
+/// (four whole ones towards clients, and towards endpoints). Hundreds of connections that all use theirs up come to more,
+/// and lose the streams that wait.
+const OVERDRAFT: usize = 4 * 1024 * 1024;
 /// So many bytes of a header block, a field each at worst, are as much work as another frame.
 const BYTES_OF_FIELDS: usize = 256;
 
@@ -106,6 +107,25 @@ impl Splitter {
 
     fn frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         self.work += 1;
+        if self.tap.is_some() {
+            return self.tapped_frame(now, c, head, payload);
+        }
+        self.take_frame(now, c, head, payload)
+    }
+
+    /// Somebody may look at it: a request's head belongs to a call only when it was taken.
+    fn tapped_frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
+        let (conn, is_client) = (self.conns[c].id, self.conns[c].face() == Face::Client);
+        if is_client && head.kind == kind::HEADERS {
+            let outcome = self.take_frame(now, c, head, payload);
+            self.tap_received(conn, is_client, head, payload);
+            return outcome;
+        }
+        self.tap_received(conn, is_client, head, payload);
+        self.take_frame(now, c, head, payload)
+    }
+
+    fn take_frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         let conn = &self.conns[c];
         if head.length > DEFAULT_MAX_FRAME {
             return Err(frame_size("frame above SETTINGS_MAX_FRAME_SIZE"));

@@ -8,6 +8,7 @@ use super::conn::{Drain, Role, State};
 use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::{MAX_WINDOW, Reason};
+use super::hpack::Name;
 use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
@@ -94,11 +95,14 @@ impl Splitter {
         if section.end_stream {
             endpoint.end = Ending::Head;
         }
+        let path = self.list.iter().find(|field| request.grpc && field.kind == Name::Path);
+        let call = service.calls().begin(now, path.map(|field| field.value));
         let fields = self.keep_list();
         let key = self.pairs.insert(Pair {
             client,
             endpoint,
             service,
+            call,
             picked: None,
             tried: Vec::new(),
             phase: Phase::Waiting,
@@ -115,9 +119,11 @@ impl Splitter {
             replay: Some(Vec::new()),
             credited: 0,
             sent_at: 0,
+            tapped: None,
         });
         self.conns[c].streams.insert(stream, key);
         self.stats.streams += 1;
+        self.tap_request(key);
         self.dispatch(now, key);
         Ok(())
     }
@@ -295,6 +301,7 @@ impl Splitter {
         if self.heads_held > self.limits.waiting_heads / 2 {
             self.drop_replay(key);
         }
+        self.tap_placed(key);
         // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
         if stream >= MAX_WINDOW - 2 {
             self.retire(now, c);
@@ -468,6 +475,7 @@ impl Splitter {
             return self.end_pair(now, key, Some(reason), Some(Reason::CANCEL));
         }
         pair.client.send_ended = true;
+        pair.call.ends(status.ended(grpc));
         self.answer(c, stream, grpc, status, why);
         // The response is complete; a client that still sends may stop (RFC 9113 §8.1).
         self.end_pair(now, key, Some(Reason::NO_ERROR), Some(Reason::CANCEL));

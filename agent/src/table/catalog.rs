@@ -2,7 +2,8 @@
 //! what it concerns: the Services whose objects changed are judged anew, and the addresses they claim or claimed are
 //! given out anew. What people ask for (status, reasons) is put together when they ask. Pure but for the log.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoints::{self, Here};
@@ -12,7 +13,7 @@ use super::pods::Pods;
 use super::problem::{ByObject, Place, Problem};
 use super::select::{self, LeftAlone, Reason};
 use super::store::{Changed, Name, Store, Update};
-use super::{Service, Table};
+use super::{Service, ServicePortName, Table};
 use crate::addr::ServiceAddr;
 
 /// All that is known of Services and Pods.
@@ -124,6 +125,21 @@ impl Catalog {
             }
         }
         Built { table: self.table.clone(), left_alone, problems: self.problems.list().cloned().collect() }
+    }
+
+    /// Of these addresses those that are endpoints, each with the Services that list it.
+    pub fn owners(&self, addrs: &HashSet<SocketAddr>) -> HashMap<SocketAddr, Vec<ServicePortName>> {
+        let mut owners: HashMap<SocketAddr, Vec<ServicePortName>> = HashMap::new();
+        for ((namespace, service), slices) in &self.slices {
+            for slice in slices {
+                for (addr, port) in endpoints::addresses(slice).filter(|(addr, _)| addrs.contains(addr)) {
+                    let name =
+                        ServicePortName { namespace: namespace.clone(), service: service.clone(), port: port.clone() };
+                    owners.entry(addr).or_default().push(name);
+                }
+            }
+        }
+        owners
     }
 
     /// Nodes and Pods elsewhere are no business of ours: such an object is as good as gone.

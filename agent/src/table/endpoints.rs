@@ -153,6 +153,18 @@ fn endpoint(listed: &SliceEndpoint, addr: EndpointAddr) -> Endpoint {
     Endpoint { addr, identity: listed.target_uid.clone().unwrap_or_else(|| addr.to_string().into()) }
 }
 
+/// Everything that a slice lists, ready or not, with the name of each port.
+pub(super) fn addresses(slice: &EndpointSlice) -> impl Iterator<Item = (SocketAddr, &Arc<str>)> {
+    let ports = slice.ports.iter().filter_map(|port| Some((port.port?.get(), &port.name)));
+    ports.flat_map(|(port, name)| {
+        let ips = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        ips.filter_map(move |address| match address {
+            SliceAddress::Ip(ip) => Some((SocketAddr::new(*ip, port), name)),
+            _ => None,
+        })
+    })
+}
+
 /// What is wrong with a slice as a whole.
 pub(super) fn check(slice: &EndpointSlice, problems: &mut Vec<Problem>) {
     let metadata = &slice.metadata;

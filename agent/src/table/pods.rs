@@ -33,6 +33,11 @@ impl Pods {
         pods
     }
 
+    /// `namespace/name`, by UID.
+    pub fn names(&self) -> &HashMap<Arc<str>, Arc<str>> {
+        &self.names
+    }
+
     /// `namespace/name`.
     pub fn name(&self, uid: &str) -> Option<&Arc<str>> {
         self.names.get(uid)

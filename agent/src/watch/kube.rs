@@ -3,6 +3,7 @@
 //! away, what was last known stays. One task a kind; none blocks another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -37,7 +38,8 @@ pub struct Kube {
     batch: Vec<News>,
     /// Kinds that were not listed yet.
     missing: BTreeSet<Kind>,
-    down: BTreeMap<Kind, Problem>,
+    /// Kinds that cannot be followed, why, and since when.
+    down: BTreeMap<Kind, (Problem, Instant)>,
     unreadable: BTreeMap<Key, Problem>,
     problems: Problems,
     events: Events,
@@ -80,7 +82,8 @@ impl Kube {
             }
             let news = std::mem::take(&mut self.batch);
             let updates: Vec<Update> = news.into_iter().filter_map(|news| self.take(news)).collect();
-            let problems = self.down.values().chain(self.unreadable.values()).cloned().collect();
+            let down = self.down.values().map(|(problem, _)| problem);
+            let problems = down.chain(self.unreadable.values()).cloned().collect();
             if self.problems.replace(problems) | !updates.is_empty() {
                 return updates;
             }
@@ -110,7 +113,8 @@ impl Kube {
                 Some(Update::Delete { key, uid })
             }
             News::Down(kind, problem) => {
-                self.down.insert(kind, problem);
+                let since = self.down.get(&kind).map_or_else(Instant::now, |(_, since)| *since);
+                self.down.insert(kind, (problem, since));
                 None
             }
             News::Up(kind) => {
@@ -123,6 +127,13 @@ impl Kube {
     /// Kinds of which nothing is known yet. Empty: synced.
     pub fn missing(&self) -> impl Iterator<Item = Kind> {
         self.missing.iter().copied()
+    }
+
+    /// How long ago each kind was last followed; zero: it is.
+    pub fn sync_ages(&self) -> impl Iterator<Item = (Kind, Duration)> {
+        Kind::ALL
+            .into_iter()
+            .map(|kind| (kind, self.down.get(&kind).map_or(Duration::ZERO, |(_, since)| since.elapsed())))
     }
 
     /// Posts an Event for each problem of an object that is new.

@@ -8,7 +8,7 @@ use slab::Slab;
 const GENERATION_BITS: u32 = 30;
 const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
     index: u32,
     generation: u32,

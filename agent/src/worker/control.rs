@@ -86,6 +86,7 @@ impl Worker {
             }
             Command::Drain { until, done } => self.drain(until, done),
             Command::Report(reply) => drop(reply.send(self.report())),
+            Command::Tap(request) => self.begin_tap(request),
         }
     }
 
@@ -221,12 +222,14 @@ impl PodState {
             splitter: None,
             by_conn: Vec::new(),
             to_write: Default::default(),
+            frames_tapped: false,
             pace: Default::default(),
             alarm: Alarm::default(),
             accepted: 0,
             without_flow: 0,
             accepts_failed: 0,
             dials_failed: 0,
+            ejections: Default::default(),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::http2::Link;
 use super::relay::{Pace, Pair};
 use super::services::Services;
 use super::socket::Socket;
+use super::taps::Taps;
 use super::timers::{Alarm, Timer, Timers};
 use super::turns::{Ready, Turns};
 use super::{Command, Flows, Heartbeat, Settings, WAKE};
@@ -60,6 +61,7 @@ pub(super) struct Worker {
     /// When `sweep` looked last.
     pub(super) swept: Instant,
     pub(super) looked_for_stalls: Instant,
+    pub(super) taps: Taps,
     pub(super) io: Io,
 }
 
@@ -99,12 +101,22 @@ pub(super) struct PodState {
     /// By `ConnId::index`. An entry may be out of date: the connection's own id tells.
     pub(super) by_conn: Vec<Option<Key>>,
     pub(super) to_write: VecDeque<Key>,
+    /// Somebody looks at its frames.
+    pub(super) frames_tapped: bool,
     pub(super) pace: Pace,
     pub(super) alarm: Alarm,
     pub(super) accepted: u64,
     pub(super) without_flow: u64,
     pub(super) accepts_failed: u64,
     pub(super) dials_failed: u64,
+    pub(super) ejections: Ejections,
+}
+
+/// How often a pod began to keep away from an endpoint, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ejections {
+    pub unreachable: u64,
+    pub failing: u64,
 }
 
 pub(super) struct Conn {
@@ -152,6 +164,7 @@ impl Worker {
             accept_warned: false,
             swept: io.now,
             looked_for_stalls: io.now,
+            taps: Taps::default(),
             io,
         })
     }
@@ -176,6 +189,9 @@ impl Worker {
             }
             if commanded && self.take_commands().is_break() {
                 return;
+            }
+            if beats {
+                self.prune_taps();
             }
             self.fire_timers();
             self.sweep();
@@ -270,6 +286,7 @@ impl Worker {
             }
         }
         self.flush(pod);
+        self.tell_taps(pod);
         if self.io.turns.sockets(pod) > 0 {
             self.io.turns.wake(pod);
         }

@@ -68,6 +68,10 @@ impl Worker {
         let splitter = pod
             .splitter
             .get_or_insert_with(|| Splitter::new(Rc::clone(&self.limits), Rc::clone(&pod.reach), io.rng.fork()));
+        if let Some(depth) = self.taps.depth(&pod.name) {
+            splitter.tap(Some(depth));
+            pod.frames_tapped = depth.frames;
+        }
         let id = splitter.handle_accepted(io.now, service);
         splitter.handle_bytes(io.now, id, bytes);
         if let Some(draining) = &self.draining {
@@ -201,17 +205,19 @@ impl Worker {
 
 impl PodState {
     /// Once for each endpoint that turns out to be out of this pod's reach, and once when it is back.
-    pub(super) fn log_reach(&self) {
+    pub(super) fn log_reach(&mut self) {
         while let Some(change) = self.reach.poll_change() {
             let pod = &*self.name;
             match change {
                 Change::Ejected(endpoint, Cause::Unreachable) => {
+                    self.ejections.unreachable += 1;
                     tracing::warn!(pod, %endpoint, "an endpoint cannot be dialled from this pod; the others take its calls");
                 }
                 Change::Back(endpoint, Cause::Unreachable) => {
                     tracing::info!(pod, %endpoint, "an endpoint can be dialled again");
                 }
                 Change::Ejected(endpoint, Cause::Failing) => {
+                    self.ejections.failing += 1;
                     tracing::warn!(pod, %endpoint, "an endpoint fails this pod's calls; the others take them");
                 }
                 Change::Back(endpoint, Cause::Failing) => {
@@ -309,6 +315,9 @@ impl Io {
             return;
         }
         while conn.socket.can_write() {
+            if pod.frames_tapped {
+                splitter.tap_output(link.id);
+            }
             let output = splitter.output(link.id);
             if output.is_empty() {
                 break;

@@ -15,7 +15,7 @@ use super::http2::SMALL_TURN;
 use super::socket::{Socket, Took, dial};
 use crate::addr::OriginalDst;
 use crate::balance::{Reach, ServiceLoad};
-use crate::detect::{Detection, Patience, Step};
+use crate::detect::{self, Detection, Patience, Step};
 use crate::opaque::{Choice, Pipe};
 
 pub(super) struct Pair {
@@ -23,6 +23,8 @@ pub(super) struct Pair {
     to: Destination,
     /// None: opaque for good.
     detection: Option<Detection>,
+    /// What the client said first was TLS.
+    tls: bool,
     /// Detection has run out of patience, and what it wants then is to wait until here: see [`Pace`].
     turn_at: Option<Instant>,
     /// Set while the endpoint is being dialled.
@@ -78,6 +80,7 @@ impl Pair {
             endpoint: None,
             to,
             detection: None,
+            tls: false,
             turn_at: None,
             dialling: None,
             up: Pipe::default(),
@@ -107,6 +110,14 @@ impl Pair {
         self.detection.is_some()
     }
 
+    /// The Service that it is relayed to, if it is still one, and whether by TLS.
+    pub(super) fn service(&self) -> Option<(&Rc<ServiceLoad>, bool)> {
+        match &self.to {
+            Destination::Service(service, _) => Some((service, self.tls)),
+            Destination::Original { .. } => None,
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         let detection = self
             .detection
@@ -126,7 +137,10 @@ impl Pair {
                 Ok(Step::Wait) => return Next::Wait,
                 Ok(Step::Http2) => return Next::Http2,
                 Ok(Step::Dial) => return Next::Dial,
-                Ok(Step::Opaque) => self.detection = None,
+                Ok(Step::Opaque) => {
+                    self.tls = detect::is_tls(self.up.output());
+                    self.detection = None;
+                }
                 Err(error) => return Next::Reset(error),
             }
         }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arena::Key;
-use super::event_loop::{Kind, Worker};
+use super::event_loop::{Ejections, Kind, Worker};
 use super::tcp_info;
 use crate::addr::{EndpointAddr, NetnsCookie, ServiceAddr};
 use crate::balance::{EjectedEndpoint, EndpointLoad};
+use crate::calls::{CallsReport, Histogram};
 use crate::splitter::{Splitter, Stats};
 use crate::table::ServicePortName;
 
@@ -29,6 +30,8 @@ pub struct PodReport {
     pub http2_connections: usize,
     /// Opaque connections open now.
     pub opaque_connections: usize,
+    /// Of those, by Service.
+    pub opaque: Vec<OpaqueReport>,
     /// Connections whose protocol is not known yet.
     pub undetected_connections: usize,
     /// Since the pod was added, as all that follow.
@@ -38,11 +41,20 @@ pub struct PodReport {
     /// Tries to accept that found the process without a free descriptor; the connections wait.
     pub accepts_failed: u64,
     pub dials_failed: u64,
+    pub ejections: Ejections,
     /// Endpoints that could not be dialled from this pod and get nothing of it now, as long as others can.
     pub ejected: Vec<EjectedEndpoint>,
     /// Endpoints that it has HTTP/2 connections to.
     pub endpoints: Vec<EndpointConnections>,
     pub splitter: Stats,
+}
+
+/// A pod's connections to a Service that are not HTTP/2: each went to one endpoint with all that is on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpaqueReport {
+    pub service: ServicePortName,
+    pub tls: usize,
+    pub other: usize,
 }
 
 /// A pod's HTTP/2 connections to one endpoint, as the kernel accounts for them.
@@ -63,6 +75,7 @@ pub struct ServiceReport {
     pub addr: ServiceAddr,
     pub name: ServicePortName,
     pub endpoints: Vec<EndpointReport>,
+    pub calls: CallsReport,
 }
 
 #[derive(Clone, Debug)]
@@ -78,9 +91,22 @@ pub struct EndpointReport {
     pub latency: Option<Duration>,
     /// The share of a turn that it gets, from 0 to 1.
     pub weight: f32,
+    /// From the whole request to the first byte of the answer.
+    pub answers: Histogram,
 }
 
 impl PodReport {
+    fn count_opaque(&mut self, to: Option<(ServicePortName, bool)>) {
+        self.opaque_connections += 1;
+        let Some((service, tls)) = to else { return };
+        let at = self.opaque.iter().position(|known| known.service == service).unwrap_or_else(|| {
+            self.opaque.push(OpaqueReport { service, tls: 0, other: 0 });
+            self.opaque.len() - 1
+        });
+        let known = &mut self.opaque[at];
+        *if tls { &mut known.tls } else { &mut known.other } += 1;
+    }
+
     fn count(&mut self, addr: EndpointAddr, info: &tcp_info::Info) {
         let at = self.endpoints.binary_search_by_key(&addr, |endpoint| endpoint.addr).unwrap_or_else(|at| {
             let new =
@@ -108,9 +134,10 @@ impl Worker {
                 failed: endpoint.failed(),
                 latency: endpoint.latency(),
                 weight: load.weight(self.io.now, endpoint),
+                answers: endpoint.answers(),
             };
             let endpoints = endpoints.iter().map(report).collect();
-            ServiceReport { addr: service.addr, name: service.name.clone(), endpoints }
+            ServiceReport { addr: service.addr, name: service.name.clone(), endpoints, calls: load.calls().report() }
         });
         let mut pods: Vec<(Key, PodReport)> = self
             .pods
@@ -122,11 +149,13 @@ impl Worker {
                     listeners: self.io.listeners.iter().filter(|(_, listener)| listener.pod == key).count(),
                     http2_connections: 0,
                     opaque_connections: 0,
+                    opaque: Vec::new(),
                     undetected_connections: 0,
                     accepted: pod.accepted,
                     without_flow: pod.without_flow,
                     accepts_failed: pod.accepts_failed,
                     dials_failed: pod.dials_failed,
+                    ejections: pod.ejections,
                     ejected: pod.reach.ejected(),
                     endpoints: Vec::new(),
                     splitter: pod.splitter.as_ref().map(Splitter::stats).unwrap_or_default(),
@@ -145,7 +174,9 @@ impl Worker {
                     }
                 }
                 Kind::Relay(pair) if pair.is_detecting() => report.undetected_connections += 1,
-                Kind::Relay(_) => report.opaque_connections += 1,
+                Kind::Relay(pair) => {
+                    report.count_opaque(pair.service().map(|(load, tls)| (load.service().name.clone(), tls)))
+                }
             }
         }
         Report {

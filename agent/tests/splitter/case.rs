@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use sluice_agent::balance::Standing;
-use sluice_agent::splitter::{Limits, PREFACE};
+use sluice_agent::splitter::{Depth, Limits, PREFACE, TapEvent};
 
 use crate::chance::Chance;
 use crate::model::{Heard, Model};
@@ -20,6 +20,14 @@ pub fn play(bytes: &[u8]) -> u64 {
     Case::new(bytes).play()
 }
 
+/// The same while somebody looks at every frame. Also: the ends of calls that were seen.
+pub fn play_watched(bytes: &[u8]) -> (u64, usize) {
+    let mut case = Case::new(bytes);
+    case.s.world.splitter.tap(Some(Depth { share: 1.0, metadata: true, frames: true }));
+    case.watched = Some(0);
+    case.play_on()
+}
+
 struct Case<'a> {
     s: Script,
     chance: Chance<'a>,
@@ -28,6 +36,8 @@ struct Case<'a> {
     servers: Vec<Actor>,
     /// Peers so far.
     peers: usize,
+    /// Somebody looks: how many calls were seen to end.
+    watched: Option<usize>,
 }
 
 /// A peer with what it knows of its streams.
@@ -69,17 +79,33 @@ impl<'a> Case<'a> {
         let chunks = chance.one_of(&[Chunks::Whole, Chunks::Random]);
         let mut s = Script::seeded(chance.byte().into(), chunks, limits, listed);
         s.world.dials_wait = chance.one_in(4);
-        Self { s, chance, model: Model::default(), clients: Vec::new(), servers: Vec::new(), peers: 0 }
+        Self { s, chance, model: Model::default(), clients: Vec::new(), servers: Vec::new(), peers: 0, watched: None }
     }
 
     /// The digest of all that the splitter wrote.
-    fn play(mut self) -> u64 {
+    fn play(self) -> u64 {
+        self.play_on().0
+    }
+
+    fn look(&mut self) {
+        let Some(seen) = &mut self.watched else { return };
+        while let Some(event) = self.s.world.splitter.poll_tap() {
+            match event {
+                TapEvent::End(_) => *seen += 1,
+                TapEvent::Lost(lost) => panic!("{lost} events were lost"),
+                _ => {}
+            }
+        }
+    }
+
+    fn play_on(mut self) -> (u64, usize) {
         while !self.chance.is_over() {
             self.act();
             for _ in 0..self.chance.below(4) {
                 self.s.world.step();
             }
             self.accept();
+            self.look();
             let ejected = self.s.world.reach.ejected();
             assert!(ejected.iter().all(|ejected| self.s.endpoints.contains(&ejected.addr)), "{ejected:?}");
         }
@@ -91,7 +117,14 @@ impl<'a> Case<'a> {
         }
         self.hang_up();
         self.model.check_served_once();
-        self.s.world.digest
+        self.look();
+        let calls = self.s.world.service.calls().report();
+        let ended: u64 = calls.methods.iter().map(|(_, counts)| counts.total()).sum();
+        assert_eq!((calls.open, ended), (0, self.s.world.stats().streams), "each call counts once");
+        if let Some(seen) = self.watched {
+            assert_eq!(seen as u64, ended, "each call was seen to end");
+        }
+        (self.s.world.digest, self.watched.unwrap_or(0))
     }
 
     /// All that are still there say what is missing, read, and give credit: every stream ends, and nobody hangs up.
@@ -106,6 +139,7 @@ impl<'a> Case<'a> {
             self.accept();
             let heard = self.listen();
             let said = self.finish();
+            self.look();
             quiet = if heard || said { 0 } else { quiet + 1 };
             if quiet == 2 {
                 // Longer than any patience of the splitter's, but for connections without streams.

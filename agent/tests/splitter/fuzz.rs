@@ -45,3 +45,15 @@ fn the_same_bytes_give_the_same_outputs_byte_for_byte() {
         assert_eq!(play(seed), play(seed), "seed {seed}");
     }
 }
+
+#[test]
+fn nothing_that_passes_is_changed_by_somebody_who_looks() {
+    let mut seen = 0;
+    for seed in seeds(0..300) {
+        let bytes = chance::random(Seed(seed).0, LONGEST);
+        let (digest, ended) = case::play_watched(&bytes);
+        assert_eq!(digest, case::play(&bytes), "seed {seed}");
+        seen += ended;
+    }
+    assert!(seen > 0, "no call was seen");
+}

@@ -21,6 +21,7 @@ mod oracle;
 mod outcomes;
 mod reach;
 mod script;
+mod seen;
 mod settings;
 mod streams;
 mod tables;

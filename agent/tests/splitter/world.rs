@@ -268,6 +268,7 @@ impl World {
     fn write(&mut self, conn: ConnId) -> bool {
         let Some(socket) = self.sockets.get(&conn) else { return false };
         let lane = Rc::clone(&socket.to_peer);
+        self.splitter.tap_output(conn);
         let room = LANE - lane.borrow().bytes.len().min(LANE);
         let n = self.splitter.output(conn).len().min(room);
         let n = self.chunk(n);

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::server;
 
 pub(crate) const PORT: u16 = 50051;
-/// How much the agent may grow at its peak by what any one pod does: `pod_budget` of 8 MiB, its overdraft, and what
+/// How much the agent may grow at its peak by what any one pod does: `pod_budget` of 4 MiB, its overdraft, and what
 /// connections and streams cost themselves. In KiB.
 const BUDGET: u64 = 20 * 1024;
 /// For what takes milliseconds, on a machine that may be busy.

@@ -1,0 +1,131 @@
+//! The connections that pods have open past sluice. In: the kubepods cgroup tree; out: for each pod the peers of its
+//! established TCP connections, but for the agent's own sockets in there. Reads /proc when somebody asks; enters nothing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::kubepods::groups_of_pods;
+use super::layout::{self, Group, PodUid};
+use super::look;
+
+/// Connections looked at in one namespace: enough to name a reason.
+const MOST: usize = 10_000;
+/// `TCP_ESTABLISHED` as /proc/net/tcp writes it.
+const ESTABLISHED: &str = "01";
+
+/// How many connections a pod has to each peer.
+pub type Peers = BTreeMap<SocketAddr, usize>;
+
+/// Of all pods that are there. Namespaces of the host are not looked into.
+pub fn connections(kubepods: &Path) -> Vec<(PodUid, Peers)> {
+    let own = own_sockets();
+    let hosts = ["1", "self"].map(|pid| namespace(pid));
+    let mut seen = HashSet::new();
+    let mut all = Vec::new();
+    for group in groups_of_pods(kubepods) {
+        let Some(Group::Pod(uid)) = group.file_name().and_then(|name| name.to_str()).map(layout::classify) else {
+            continue;
+        };
+        let mut peers = Peers::new();
+        for pid in look::processes_below(&group) {
+            let pid = pid.to_string();
+            let Some(namespace) = namespace(&pid).filter(|it| !hosts.contains(&Some(*it))) else { continue };
+            if !seen.insert(namespace) {
+                continue;
+            }
+            for table in ["tcp", "tcp6"] {
+                let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+                for (peer, inode) in text.lines().take(MOST).filter_map(established) {
+                    if !own.contains(inode) {
+                        *peers.entry(peer).or_default() += 1;
+                    }
+                }
+            }
+        }
+        if !peers.is_empty() {
+            all.push((uid, peers));
+        }
+    }
+    all
+}
+
+fn namespace(pid: &str) -> Option<u64> {
+    fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|it| it.ino())
+}
+
+/// The inodes of this process's sockets, as text.
+fn own_sockets() -> HashSet<String> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return HashSet::new() };
+    let inode = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+    };
+    entries.flatten().filter_map(inode).collect()
+}
+
+/// The peer and the inode of a line of /proc/net/tcp or tcp6 (proc(5)) that is an established connection.
+fn established(line: &str) -> Option<(SocketAddr, &str)> {
+    let mut fields = line.split_ascii_whitespace().skip(2);
+    let peer = address(fields.next()?)?;
+    if fields.next()? != ESTABLISHED {
+        return None;
+    }
+    Some((peer, fields.nth(5)?))
+}
+
+/// `0100007F:1F90`: words of the address as this machine holds them.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(ip.get(8 * at..8 * at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+            let octets: [u8; 16] = words.concat().try_into().ok()?;
+            IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn established_connections_are_read_in_both_families_and_mapped_ones_as_ipv4() {
+        let line = |peer: &str, state: &str| {
+            format!("   1: 0100007F:8AE2 {peer} {state} 00000000:00000000 00:00000000 00000000  1000        0 4242 1 x")
+        };
+        for (peer, addr) in [
+            ("0A00600A:C383", "10.96.0.10:50051"),
+            ("0000000000000000FFFF00000A00600A:C383", "10.96.0.10:50051"),
+            ("000000FD000096000000000010000000:0050", "[fd00:0:96::10]:80"),
+        ] {
+            let expected: SocketAddr = addr.parse().unwrap();
+            assert_eq!(established(&line(peer, "01")), Some((expected, "4242")));
+        }
+        assert_eq!(established(&line("0A00600A:C383", "06")), None, "TIME_WAIT");
+        assert_eq!(
+            established("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"),
+            None
+        );
+    }
+
+    #[test]
+    fn what_this_process_has_open_is_its_own() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let (accepted, _) = listener.accept().unwrap();
+        let text = fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let (_, inode) = text.lines().filter_map(established).find(|(peer, _)| peer.port() == port).unwrap();
+        assert!(own_sockets().contains(inode));
+        drop(accepted);
+    }
+}
