@@ -92,6 +92,40 @@ fn the_network_policy_is_the_same_as_a_component_and_as_a_value() -> Result<()> 
 }
 
 #[test]
+fn monitoring_is_the_same_as_a_component_and_as_a_value() -> Result<()> {
+    let files = kustomized(&folder().join("components/monitoring"))?;
+    let mut chart = rendered(&["--set", "monitoring.enabled=true"])?;
+    chart.retain(|(kind, _), _| matches!(kind.as_str(), "ConfigMap" | "PodMonitor" | "PrometheusRule"));
+    assert_eq!(chart.len(), 3, "{:?}", chart.keys());
+    assert_eq!(files, chart);
+
+    let map = &chart[&("ConfigMap".to_owned(), "sluice-dashboard".to_owned())];
+    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+    let dashboard = map["data"]["sluice.json"].as_str().context("no dashboard")?;
+    assert_eq!(dashboard, fs::read_to_string(folder().join("chart/monitoring/dashboard.json"))?);
+    serde_json::from_str::<Value>(dashboard)?;
+
+    // The monitor finds the pods and their port.
+    let monitor = &chart[&("PodMonitor".to_owned(), "sluice-agent".to_owned())]["spec"];
+    let object = daemon_set(&[])?;
+    let port = &object["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"];
+    assert_eq!(&monitor["podMetricsEndpoints"][0]["port"], port);
+    assert_eq!(monitor["selector"], object["spec"]["selector"]);
+    let job = monitor["jobLabel"].as_str().context("no jobLabel")?;
+    assert_eq!(object["spec"]["template"]["metadata"]["labels"][job], "sluice-agent");
+    Ok(())
+}
+
+#[test]
+fn labels_that_operators_select_by_are_on_all_of_monitoring() -> Result<()> {
+    let chart = rendered(&["--set", "monitoring.enabled=true,monitoring.labels.release=prometheus"])?;
+    let labelled = chart.iter().filter(|(_, object)| object["metadata"]["labels"]["release"] == "prometheus");
+    let kinds: Vec<_> = labelled.map(|((kind, _), _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["ConfigMap", "PodMonitor", "PrometheusRule"]);
+    Ok(())
+}
+
+#[test]
 fn the_chart_passes_helms_own_lint() -> Result<()> {
     let chart = folder().join("chart");
     let output = helm(&["lint", "--strict", chart.to_str().context("a path in UTF-8")?])?;
@@ -213,6 +247,8 @@ fn a_value_of_unknown_name_or_wrong_type_is_refused_by_its_name() -> Result<()> 
         ("podAnnotations={\"a\":true}", "/podAnnotations/a"),
         ("extraEnv=[{\"value\":\"x\"}]", "/extraEnv/0"),
         ("networkPolicy.enabled=\"yes\"", "/networkPolicy/enabled"),
+        ("monitoring.enabled=\"yes\"", "/monitoring/enabled"),
+        ("monitoring.labels={\"release\":1}", "/monitoring/labels/release"),
         ("log=\"blah\"", "/log"),
         ("log=\"blah=x\"", "/log"),
         ("resources.limits.memory=\"oops\"", "/resources/limits/memory"),
@@ -233,6 +269,8 @@ fn what_the_chart_sets_already_or_does_not_heed_is_refused() -> Result<()> {
         ("extraEnv=[{\"name\":\"SLUICE_SOURCE\",\"value\":\"x\"}]", "SLUICE_SOURCE is the chart's own"),
         ("podAnnotations={\"sluice.dev/redirect\":\"true\"}", "sluice.dev/redirect is the chart's own"),
         ("networkPolicy.from=[{\"podSelector\":{}}]", "no effect without networkPolicy.enabled"),
+        ("monitoring.labels={\"release\":\"x\"}", "no effect without monitoring.enabled"),
+        ("monitoring.enabled=true,networkPolicy.enabled=true", "networkPolicy.from: name the pods of Prometheus"),
     ] {
         let output = template(&["--set-json", value])?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -276,7 +314,7 @@ fn the_schema_knows_every_value_and_no_other() -> Result<()> {
     let mut known = keys(&schema["properties"]).context("no properties")?;
     assert!(known.remove("global"), "Helm gives it to a chart that is part of another");
     assert_eq!(Some(known), keys(&values));
-    for part in ["image", "networkPolicy"] {
+    for part in ["image", "networkPolicy", "monitoring"] {
         assert_eq!(keys(&schema["properties"][part]["properties"]), keys(&values[part]), "{part}");
     }
     Ok(())

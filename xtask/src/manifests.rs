@@ -16,7 +16,7 @@ const NAMESPACE: &str = "sluice-system";
 /// Whatever helm was built with; the chart asks for 1.30.
 const KUBERNETES: &str = "1.36.0";
 /// A file, the template that it is made of, and the value that makes it.
-const FILES: [(&str, &str, Option<&str>); 3] = [
+const FILES: [(&str, &str, Option<&str>); 5] = [
     ("rbac.yaml", "templates/rbac.yaml", None),
     ("daemonset.yaml", "templates/daemonset.yaml", None),
     (
@@ -24,6 +24,8 @@ const FILES: [(&str, &str, Option<&str>); 3] = [
         "templates/networkpolicy.yaml",
         Some("networkPolicy.enabled=true"),
     ),
+    ("components/monitoring/pod-monitor.yaml", "templates/podmonitor.yaml", Some("monitoring.enabled=true")),
+    ("components/monitoring/prometheus-rule.yaml", "templates/prometheusrule.yaml", Some("monitoring.enabled=true")),
 ];
 
 #[derive(Args)]

@@ -25,4 +25,10 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if and .Values.networkPolicy.from (not .Values.networkPolicy.enabled) }}
 {{- fail "networkPolicy.from has no effect without networkPolicy.enabled=true" }}
 {{- end }}
+{{- if and .Values.monitoring.labels (not .Values.monitoring.enabled) }}
+{{- fail "monitoring.labels has no effect without monitoring.enabled=true" }}
+{{- end }}
+{{- if and .Values.monitoring.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.from) }}
+{{- fail "networkPolicy.from: name the pods of Prometheus, or with monitoring.enabled=true there is nothing it may read" }}
+{{- end }}
 {{- end }}
