@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::duration;
 use crate::intercept::MAX_WORKERS;
+use crate::run::otlp::Collector;
 use crate::splitter::{LimitSetting, Limits, NAMED};
 
 mod look;
@@ -173,6 +174,10 @@ pub struct Run {
     /// Writes a line of JSON on standard output for this share of the calls: 0 for none, 1 for all.
     #[arg(long, env = "SLUICE_ACCESS_LOG", value_name = "SHARE", default_value = "0", value_parser = share)]
     pub access_log: f32,
+
+    /// Sends a span for each call that carries a sampled W3C traceparent to this collector, by OTLP over HTTP with JSON.
+    #[arg(long, env = "SLUICE_OTLP", value_name = "http://HOST:PORT", value_parser = Collector::read)]
+    pub otlp: Option<Collector>,
 
     /// What the agent says on standard error: off, error, warn, info, debug or trace, also for one part alone, such as
     /// `info,sluice_agent::pods=debug`.

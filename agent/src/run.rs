@@ -26,6 +26,7 @@ mod access_log;
 mod enrol;
 mod levels;
 mod memory;
+pub mod otlp;
 mod workers;
 
 use enrol::Enrolment;
@@ -114,7 +115,7 @@ async fn serve(config: &Run, mut log: LogFilter) -> Result<()> {
     // Declared last and so dropped first: on every way out the links close before the listeners.
     let mut intercept = intercept;
     let mut state = State::Scanning;
-    let mut taps: Vec<TapRequest> = access_log::start(config)?.into_iter().collect();
+    let mut taps: Vec<TapRequest> = access_log::start(config)?.into_iter().chain(otlp::start(config)).collect();
     taps.iter().for_each(|tap| workers.tap(tap));
     let mut drained = None;
     loop {

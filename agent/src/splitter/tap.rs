@@ -84,6 +84,8 @@ pub struct CallRecord {
     /// Payload, bytes.
     pub request_bytes: u64,
     pub response_bytes: u64,
+    /// As the client sent it (W3C Trace Context).
+    pub traceparent: Option<String>,
 }
 
 /// One frame.
@@ -109,6 +111,7 @@ pub struct FrameSeen {
 pub(super) struct Tapped {
     id: CallId,
     path: String,
+    traceparent: Option<String>,
     endpoint: Option<EndpointAddr>,
 }
 
@@ -211,7 +214,8 @@ impl Splitter {
         if tap.depth.frames {
             tap.knows_stream(self.conns[pair.client.conn].id, pair.client.id, call);
         }
-        pair.tapped = Some(Box::new(Tapped { id: call, path, endpoint: None }));
+        let traceparent = pair.request.iter().find(|field| field.name == b"traceparent").map(|field| text(field.value));
+        pair.tapped = Some(Box::new(Tapped { id: call, path, traceparent, endpoint: None }));
     }
 
     /// The request was given to a stream of an endpoint's connection.
@@ -254,6 +258,7 @@ impl Splitter {
             duration: now.saturating_duration_since(pair.call.came()),
             request_bytes: pair.client.body,
             response_bytes: pair.endpoint.body,
+            traceparent: tapped.traceparent,
         })));
     }
 
