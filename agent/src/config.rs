@@ -176,7 +176,7 @@ pub struct Run {
     pub access_log: f32,
 
     /// Sends a span for each call that carries a sampled W3C traceparent to this collector, by OTLP over HTTP with JSON.
-    #[arg(long, env = "SLUICE_OTLP", value_name = "http://HOST:PORT", value_parser = Collector::read)]
+    #[arg(long, env = "SLUICE_OTLP", value_name = "http://IP:PORT", value_parser = Collector::read)]
     pub otlp: Option<Collector>,
 
     /// What the agent says on standard error: off, error, warn, info, debug or trace, also for one part alone, such as

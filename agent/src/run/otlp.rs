@@ -3,6 +3,7 @@
 //! client's own. The traceparent itself crosses untouched, so that the server's span stays the client's child. What the
 //! collector does not take in time is lost and counted, and no call waits.
 
+use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -28,30 +29,22 @@ const GATHER: Duration = Duration::from_secs(1);
 /// A collector that takes longer is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where a collector is, as `--otlp` names it: `http://host:port`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Collector {
-    authority: String,
-}
+/// Where a collector is, as `--otlp` names it: `http://IP:PORT`. No name: the agent's image has no resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collector(SocketAddr);
 
 impl Collector {
     /// From a flag's text.
     pub fn read(text: &str) -> Result<Self, String> {
-        let authority = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-        let has_port =
-            |it: &str| it.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-        match authority.filter(|it| !it.contains('/') && has_port(it)) {
-            Some(authority) => Ok(Self { authority: authority.to_owned() }),
-            None => {
-                Err("give http://HOST:PORT of a collector beside the agent, such as http://127.0.0.1:4318".to_owned())
-            }
-        }
+        let address = text.strip_prefix("http://").and_then(|rest| rest.trim_end_matches('/').parse().ok());
+        let cure = "give http://IP:PORT of a collector near the agent, such as http://127.0.0.1:4318; in a pod, its node's by status.hostIP";
+        address.map(Self).ok_or_else(|| cure.to_owned())
     }
 }
 
 /// None: there is no collector. To be called within a runtime.
 pub(super) fn start(config: &Run) -> Option<TapRequest> {
-    let collector = config.otlp.clone()?;
+    let collector = config.otlp?;
     let (sink, lines) = mpsc::channel(LINES);
     tokio::spawn(export(collector, lines));
     let depth = Depth { share: 1.0, metadata: false, frames: false };
@@ -74,11 +67,11 @@ async fn export(collector: Collector, mut lines: Receiver<TapLine>) {
             continue;
         }
         let count = spans.len();
-        let sent = timeout(ANSWER_WITHIN, send(&collector, spans)).await.context("no answer").flatten();
+        let sent = timeout(ANSWER_WITHIN, send(collector, spans)).await.context("no answer").flatten();
         match &sent {
-            Ok(()) if failing => tracing::info!(collector = collector.authority, "the collector takes spans again"),
+            Ok(()) if failing => tracing::info!(collector = %collector.0, "the collector takes spans again"),
             Err(error) if !failing => {
-                tracing::warn!(collector = collector.authority, spans = count, "spans are lost: {error:#}");
+                tracing::warn!(collector = %collector.0, spans = count, "spans are lost: {error:#}");
             }
             _ => {}
         }
@@ -86,18 +79,18 @@ async fn export(collector: Collector, mut lines: Receiver<TapLine>) {
     }
 }
 
-async fn send(collector: &Collector, spans: Vec<Value>) -> Result<()> {
-    let authority = &collector.authority;
-    let stream = TcpStream::connect(authority).await.with_context(|| format!("cannot reach {authority}"))?;
+async fn send(Collector(address): Collector, spans: Vec<Value>) -> Result<()> {
+    let stream = TcpStream::connect(address).await.with_context(|| format!("cannot reach {address}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::post("/v1/traces").header("host", authority).header("content-type", "application/json");
+    let request =
+        Request::post("/v1/traces").header("host", address.to_string()).header("content-type", "application/json");
     let request = request.body(Full::new(Bytes::from(message(spans).to_string())))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let said = response.into_body().collect().await?.to_bytes();
     if !status.is_success() {
-        bail!("{authority} says {status}: {}", String::from_utf8_lossy(&said[..said.len().min(200)]));
+        bail!("{address} says {status}: {}", String::from_utf8_lossy(&said[..said.len().min(200)]));
     }
     Ok(())
 }
@@ -230,9 +223,9 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_has_a_host_and_a_port() {
-        assert!(Collector::read("http://127.0.0.1:4318").is_ok() && Collector::read("http://otel.svc:4318/").is_ok());
-        for bad in ["127.0.0.1:4318", "https://x:1", "http://x", "http://:1", "http://x:1/v1"] {
+    fn a_collector_has_an_address_and_a_port() {
+        assert!(Collector::read("http://127.0.0.1:4318").is_ok() && Collector::read("http://[::1]:4318/").is_ok());
+        for bad in ["127.0.0.1:4318", "https://1.2.3.4:1", "http://1.2.3.4", "http://otel:1", "http://1.2.3.4:1/v1"] {
             assert!(Collector::read(bad).unwrap_err().contains("http://127.0.0.1:4318"), "{bad}");
         }
     }

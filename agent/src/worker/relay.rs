@@ -292,7 +292,7 @@ pub(super) struct Pace {
 
 impl Pace {
     const AT_ONCE: u32 = 32;
-    const APART: Duration = Duration::from_millis(2);
+    const APART: Duration = Duration::from_millis(5);
 
     /// The next turn, which is taken thereby.
     fn next(&mut self, now: Instant) -> Instant {
