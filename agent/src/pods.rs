@@ -185,8 +185,13 @@ impl Discovery {
                     self.changes.push_back(Change::Found(found));
                 }
                 Err(error) => {
-                    tracing::debug!(pod = %uid, netns = inode.0, "not enrolled yet: {error:#}");
-                    self.roster.failed(now, uid);
+                    match self.roster.failed(now, uid) {
+                        false => tracing::debug!(pod = %uid, netns = inode.0, "not enrolled yet: {error:#}"),
+                        true => tracing::warn!(
+                            pod = %uid, netns = inode.0,
+                            "the pod cannot be enrolled, its connections are left alone: {error:#}"
+                        ),
+                    }
                 }
             }
         }

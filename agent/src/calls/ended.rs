@@ -111,8 +111,11 @@ impl Ended {
 }
 
 fn code(value: &[u8]) -> u8 {
-    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u8>().ok());
-    number.filter(|code| usize::from(*code) < CODES.len()).unwrap_or(UNKNOWN)
+    match value {
+        [digit @ b'0'..=b'9'] => digit - b'0',
+        [b'1', digit @ b'0'..=b'6'] => 10 + digit - b'0',
+        _ => UNKNOWN,
+    }
 }
 
 /// The name of a grpc-status.

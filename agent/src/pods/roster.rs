@@ -25,6 +25,9 @@ const LOOKS: [Duration; 12] = [
     Duration::from_secs(4),
 ];
 
+/// After so many of [`LOOKS`], two seconds, a pod that cannot be enrolled is worth a word.
+const TELL_AFTER: usize = 10;
+
 /// Namespaces of one pod that are enrolled at most: a pod has one, two while its sandbox is made anew, more only if it
 /// runs containers inside itself. It must not be able to fill the map for all others.
 const NAMESPACES_PER_POD: usize = 8;
@@ -55,6 +58,8 @@ struct Pod {
     /// How many of [`LOOKS`] were spent, and when the next one is due.
     looks: usize,
     next: Option<Instant>,
+    /// That it cannot be enrolled was said.
+    told: bool,
 }
 
 /// All pods of the node that the cgroup tree shows.
@@ -105,14 +110,17 @@ impl Roster {
 
     /// A planned enrolment was done.
     pub(super) fn enrolled(&mut self, uid: &PodUid, inode: NetnsInode, cookie: NetnsCookie) {
-        self.pods.entry(uid.clone()).or_default().enrolled.insert(inode, cookie);
+        let pod = self.pods.entry(uid.clone()).or_default();
+        pod.enrolled.insert(inode, cookie);
+        pod.told = false;
     }
 
-    /// A planned enrolment failed: look later, with what is left of the back-off.
-    pub(super) fn failed(&mut self, now: Instant, uid: &PodUid) {
-        if let Some(pod) = self.pods.get_mut(uid) {
-            pod.look_later(now);
-        }
+    /// A planned enrolment failed: look later, with what is left of the back-off. True once, when that has gone on for so
+    /// long that somebody is to know.
+    pub(super) fn failed(&mut self, now: Instant, uid: &PodUid) -> bool {
+        let Some(pod) = self.pods.get_mut(uid) else { return false };
+        pod.look_later(now);
+        pod.looks >= TELL_AFTER && !std::mem::replace(&mut pod.told, true)
     }
 
     /// The pod's group is gone: what was enrolled of it is to be removed.
@@ -202,8 +210,21 @@ mod tests {
         let now = Instant::now();
         let (mut roster, uid) = stirred_pod(now);
         assert_eq!(roster.observe(now, &uid, &seen(&[A], false)).enrol, [A]);
-        roster.failed(now, &uid);
+        assert!(!roster.failed(now, &uid));
         assert_eq!(roster.next_look(), Some(now + LOOKS[0]));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_enrolled_is_told_of_once_and_again_after_it_was_enrolled() {
+        let now = Instant::now();
+        let (mut roster, uid) = stirred_pod(now);
+        let tries = |roster: &mut Roster| {
+            roster.stirred(now, &uid);
+            (1..=20).filter(|_| roster.failed(now, &uid)).count()
+        };
+        assert_eq!([tries(&mut roster), tries(&mut roster)], [1, 0]);
+        roster.enrolled(&uid, A, NetnsCookie(1));
+        assert_eq!(tries(&mut roster), 1);
     }
 
     #[test]
