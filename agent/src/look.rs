@@ -90,11 +90,13 @@ fn maps_text(maps: &Value) -> String {
                 for entry in entries {
                     rows.row(keys.iter().map(|key| plain(&entry[*key])));
                 }
-                text += &rows.text("  ");
+                if !rows.is_empty() {
+                    text += &rows.text("  ");
+                }
             }
             Value::Object(fields) => {
                 text += &format!("{name}:\n");
-                let mut rows = table::Table::bare(2);
+                let mut rows = table::Table::bare();
                 for (key, value) in fields {
                     rows.row([key.clone(), plain(value)]);
                 }

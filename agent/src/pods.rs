@@ -184,15 +184,13 @@ impl Discovery {
                     self.roster.enrolled(uid, inode, found.cookie);
                     self.changes.push_back(Change::Found(found));
                 }
-                Err(error) => {
-                    match self.roster.failed(now, uid) {
-                        false => tracing::debug!(pod = %uid, netns = inode.0, "not enrolled yet: {error:#}"),
-                        true => tracing::warn!(
-                            pod = %uid, netns = inode.0,
-                            "the pod cannot be enrolled, its connections are left alone: {error:#}"
-                        ),
-                    }
-                }
+                Err(error) => match self.roster.failed(now, uid) {
+                    false => tracing::debug!(pod = %uid, netns = inode.0, "not enrolled yet: {error:#}"),
+                    true => tracing::warn!(
+                        pod = %uid, netns = inode.0,
+                        "the pod cannot be enrolled, its connections are left alone: {error:#}"
+                    ),
+                },
             }
         }
     }

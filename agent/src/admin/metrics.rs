@@ -150,14 +150,11 @@ impl Page {
                 }
             }
         }
-        let of_services: [(&Family, fn(&ServiceSum) -> u64); 3] = [
-            (&f::IN_FLIGHT, |sum| sum.calls.open),
-            (&f::REQUEST_BYTES, |sum| sum.calls.request_bytes),
-            (&f::RESPONSE_BYTES, |sum| sum.calls.response_bytes),
-        ];
-        for (family, of) in of_services {
-            self.family(family, services.iter().map(|(name, sum)| ([name as &dyn Display], of(sum))));
-        }
+        let each =
+            |of: fn(&ServiceSum) -> u64| services.iter().map(move |(name, sum)| ([name as &dyn Display], of(sum)));
+        self.family(&f::IN_FLIGHT, each(|sum| sum.calls.open));
+        self.family(&f::REQUEST_BYTES, each(|sum| sum.calls.request_bytes));
+        self.family(&f::RESPONSE_BYTES, each(|sum| sum.calls.response_bytes));
 
         let all =
             || services.iter().flat_map(|(name, sum)| sum.endpoints.iter().map(move |(addr, it)| (name, addr, it)));

@@ -38,9 +38,9 @@ pub(super) fn percent(part: f64, whole: f64) -> String {
 pub(super) fn long_time(seconds: f64) -> String {
     let s = seconds as u64;
     match s {
-        ..60 => format!("{s} s"),
-        ..3600 => format!("{} min", s / 60),
-        ..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min", s / 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
         _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
     }
 }

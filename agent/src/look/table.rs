@@ -13,7 +13,7 @@ impl Table {
     }
 
     /// Without a heading.
-    pub(super) fn bare(_columns: usize) -> Self {
+    pub(super) fn bare() -> Self {
         Self { rows: Vec::new(), heading: false }
     }
 

@@ -22,7 +22,7 @@ pub type Peers = BTreeMap<SocketAddr, usize>;
 /// Of all pods that are there. Namespaces of the host are not looked into.
 pub fn connections(kubepods: &Path) -> Vec<(PodUid, Peers)> {
     let own = own_sockets();
-    let hosts = ["1", "self"].map(|pid| namespace(pid));
+    let hosts = ["1", "self"].map(namespace);
     let mut seen = HashSet::new();
     let mut all = Vec::new();
     for group in groups_of_pods(kubepods) {
