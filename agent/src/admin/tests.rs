@@ -253,6 +253,42 @@ fn series_are_bounded_whatever_there_is() {
     assert_eq!(sum, 40 * 20_001, "nothing is lost");
 }
 
+/// `cargo test --release -p sluice-agent --lib what_pages_cost -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures"]
+fn what_pages_cost_of_a_thousand_endpoints_and_fifty_methods() {
+    let mut report = report();
+    let (calls, now) = (Calls::default(), Instant::now());
+    for n in 0..50_000_u64 {
+        let path = format!("/shop.Cart/Method{}", n % 50);
+        let mut call = calls.begin(now, Some(path.as_bytes()));
+        call.ends(Ended::of_grpc(if n % 97 == 0 { b"14" } else { b"0" }));
+        calls.end(now + Duration::from_micros(n), call, 10, 20);
+    }
+    let mut answers = Histogram::default();
+    (0..1_000).for_each(|n| answers.record(Duration::from_micros(n * n)));
+    let service = &mut report.services[0];
+    let endpoint = EndpointReport { answers, ..service.endpoints[0].clone() };
+    let addr = |n: u16| EndpointAddr::new(([10, 1, (n / 250) as u8, (n % 250) as u8], 50051).into());
+    service.endpoints = (0..1_000).map(|n| EndpointReport { addr: addr(n), ..endpoint.clone() }).collect();
+    service.calls = calls.report();
+    let view = View { snapshot: snapshot(State::Ready), reports: vec![Some(report)] };
+    for (name, page) in [
+        ("/metrics", (|view| metrics::page(view, metrics::Format::Prometheus)) as fn(&View) -> String),
+        ("/status.json", |view| status::page(view, &[])),
+    ] {
+        let mut times: Vec<_> = (0..21)
+            .map(|_| {
+                let start = Instant::now();
+                let length = page(&view).len();
+                (start.elapsed(), length)
+            })
+            .collect();
+        times.sort();
+        println!("{name}: median {:?}, slowest {:?}, {} bytes", times[10].0, times[20].0, times[0].1);
+    }
+}
+
 #[test]
 fn the_table_of_metrics_in_the_manifests_is_that_of_the_page() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/METRICS.md");

@@ -8,6 +8,8 @@ use crate::calls::{BOUNDS, Histogram};
 
 /// `1234567` as `1.23M`.
 pub(super) fn count(number: f64) -> String {
+    // The sum of no floats is -0.
+    let number = number + 0.0;
     for (unit, name) in [(1e9, "G"), (1e6, "M"), (1e4, "k")] {
         if number >= unit {
             let scaled = number / if name == "k" { 1e3 } else { unit };
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_times_have_units() {
-        let counts: Vec<_> = [0.0, 0.25, 7.0, 1234.0, 12_345.0, 1_234_567.0, 123_456_789.0].map(count).into();
+        let counts: Vec<_> = [-0.0, 0.25, 7.0, 1234.0, 12_345.0, 1_234_567.0, 123_456_789.0].map(count).into();
         assert_eq!(counts, ["0", "0.2", "7", "1234", "12.3k", "1.2M", "123M"]);
         let times: Vec<_> =
             [0.000_03, 0.00085, 0.012, 1.5, 60.0].map(|s| time(Some(Duration::from_secs_f64(s)))).into();
