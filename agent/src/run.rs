@@ -109,7 +109,7 @@ async fn serve(config: &Run, mut log: LogFilter) -> Result<()> {
     publisher.publish(known).await;
 
     let mut enrolment = Enrolment::new(intercept.pods()?, workers.handles.clone());
-    enrolment.leave_alone(catalog.pods());
+    enrolment.learn(catalog.pods());
     let mut discovery = Discovery::start(&kubepods)?;
 
     // Declared last and so dropped first: on every way out the links close before the listeners.
@@ -141,7 +141,7 @@ async fn serve(config: &Run, mut log: LogFilter) -> Result<()> {
                 let changes = catalog.apply(updates);
                 publisher.publish(changes.services).await;
                 if changes.pods {
-                    enrolment.leave_alone(catalog.pods());
+                    enrolment.learn(catalog.pods());
                 }
                 source.report(&catalog);
             }

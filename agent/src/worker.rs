@@ -60,6 +60,8 @@ pub enum Command {
     AddPod(Pod, Ack),
     /// Closes everything that holds the pod's namespace.
     RemovePod(NetnsCookie, Ack),
+    /// The pod is called this from now on.
+    RenamePod(NetnsCookie, Arc<str>),
     /// Ends gracefully: takes what is still in the backlogs, closes the listeners, lets streams and relayed connections
     /// finish until `until`, then resets them. `done` when none is left. The redirection must have ended before.
     Drain {

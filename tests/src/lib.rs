@@ -19,6 +19,7 @@ mod pod;
 mod programs;
 mod service;
 mod snapshot;
+mod tap;
 
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
@@ -32,3 +33,4 @@ pub use pod::{Pod, PodSpec};
 pub use programs::{program, target_folder};
 pub use service::{PortSpec, Service, ServiceSpec};
 pub use snapshot::Snapshot;
+pub use tap::{Tap, taps};

@@ -1,15 +1,17 @@
 //! Unmodified gRPC clients (tests/clients) on a simulated node with the agent on: through the ClusterIP every promise of
-//! the Echo service holds as it does straight to a pod, calls spread over all endpoints, and addresses are the true ones.
+//! the Echo service holds as it does straight to a pod, calls spread over all endpoints, addresses are the true ones, and
+//! `sluice-agent tap` shows each call as it ended.
 //! Needs root, `sluice-agent` and `loadtest` built, and what tests/clients/README.md lists; fails without.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Node, Pod, Process, ServiceSpec, program, target_folder};
+use testbed::{Agent, Node, Pod, Process, ServiceSpec, Tap, program, target_folder};
 
 const PORT: u16 = 50051;
 const ENDPOINTS: u64 = 3;
@@ -62,8 +64,11 @@ fn notices_nothing(language: &str) -> Result<()> {
     let [first, ..] = &backends[..] else { unreachable!("there are {ENDPOINTS}") };
     let direct4 = client.run((first.pod.ip4(), PORT).into(), source4)?;
     let direct6 = client.run((first.pod.ip6(), PORT).into(), source6)?;
+    let tap = Tap::open(&node, &agent, &["--output", "json", "--pod", "default/client"])?;
     let through4 = client.run(service.address4(), source4).with_context(|| log_of(&agent))?;
     let through6 = client.run(service.address6(), source6).with_context(|| log_of(&agent))?;
+
+    tap_showed_each_call(language, &agent, &tap).with_context(|| log_of(&agent))?;
 
     let everyone4 = backends.iter().map(|backend| SocketAddr::from((backend.pod.ip4(), PORT)));
     let everyone6 = backends.iter().map(|backend| SocketAddr::from((backend.pod.ip6(), PORT)));
@@ -95,8 +100,60 @@ impl Backend {
     }
 }
 
-fn log_of(agent: &testbed::Agent) -> String {
+fn log_of(agent: &Agent) -> String {
     format!("the agent's log:\n{}", agent.log().unwrap_or_else(|error| format!("{error:#}")))
+}
+
+/// With the status that the agent counted it under, within a second of its end; a busy machine may keep some for longer.
+fn tap_showed_each_call(language: &str, agent: &Agent, tap: &Tap) -> Result<()> {
+    let deadline = Instant::now() + LISTENS_WITHIN;
+    let (ends, shown) = loop {
+        let mut ends = tap.events()?;
+        ends.retain(|(_, event)| event["event"] == "end");
+        let mut shown = BTreeMap::new();
+        for (_, end) in &ends {
+            *shown.entry(end["grpc_status"].as_str().context("a status")?.to_owned()).or_default() += 1;
+        }
+        let counted = counted(&agent.metrics()?)?;
+        if shown == counted {
+            break (ends, shown);
+        }
+        ensure!(Instant::now() < deadline, "tap showed {shown:?}, the agent counted {counted:?}");
+        thread::sleep(Duration::from_millis(50));
+    };
+    ensure!(shown.len() > 1 && shown.contains_key("OK"), "calls that end well and others: {shown:?}");
+    let took = ends.iter().map(|(read, end)| age(*read, end["time"].as_str().unwrap_or_default()));
+    let mut took = took.collect::<Option<Vec<_>>>().context("times in RFC 3339")?;
+    took.sort_unstable();
+    let (usual, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    println!(
+        "{language}: tap showed {} calls, {usual} ms after their end, {longest} ms at most: {shown:?}",
+        took.len()
+    );
+    ensure!(usual < 1000, "{took:?}");
+    Ok(())
+}
+
+/// Calls that have ended, by status.
+fn counted(metrics: &str) -> Result<BTreeMap<String, u64>> {
+    let mut counts = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with("sluice_rpcs_total{")) {
+        let (_, rest) = line.split_once("grpc_code=\"").context("a code")?;
+        let (code, count) = rest.split_once("\"} ").context("a count")?;
+        *counts.entry(code.to_owned()).or_default() += count.parse::<u64>()?;
+    }
+    Ok(counts)
+}
+
+/// Milliseconds since a time of the same day, or of the one before.
+fn age(read: SystemTime, time: &str) -> Option<u64> {
+    const DAY: u64 = 24 * 3600 * 1000;
+    let (_, clock) = time.strip_suffix('Z')?.split_once('T')?;
+    let parts: Vec<u64> = clock.split([':', '.']).map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    let [hour, minute, second, millis] = parts[..] else { return None };
+    let then = ((hour * 60 + minute) * 60 + second) * 1000 + millis;
+    let now = read.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis() as u64;
+    Some((now % DAY + DAY - then) % DAY)
 }
 
 /// One client in its pod.

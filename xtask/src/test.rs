@@ -149,6 +149,8 @@ fn on_nodes(runner: &Runner) -> Result<()> {
         ("python3", "python3"),
         ("openssl", "openssl"),
         ("go", "golang-go"),
+        ("promtool", "prometheus"),
+        ("chromium", "chromium"),
     ])?;
     host::need_module("ensurepip", "python3-venv")?;
     runner.cargo(&["build", "--package", "sluice-agent", "--package", "loadtest", "--package", "xtask"])?;
@@ -301,6 +303,7 @@ mod tests {
             "kernel",
             "manifests",
             "node",
+            "observe",
             "promises",
             "scenarios",
             "shares",

@@ -1,7 +1,7 @@
 //! Enrols pods with workers and kernel. In: namespaces found and lost, and who opted out; out: a worker that listens
 //! before the kernel sends it anything, and a kernel that sends nothing before the worker lets go.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::addr::NetnsCookie;
@@ -9,7 +9,7 @@ use crate::admin::PodLine;
 use crate::intercept::{PodEntry, PodMap};
 use crate::pods::{EnrolledPods, FoundPod, PodUid};
 use crate::table::Pods;
-use crate::worker::{Pod, WorkerHandle};
+use crate::worker::{Command, Pod, WorkerHandle};
 
 pub(super) struct Enrolment {
     map: PodMap,
@@ -18,12 +18,14 @@ pub(super) struct Enrolment {
     /// UIDs of the pods of the node's own network. Not served: what comes and goes of them is a namespace for a moment, which
     /// their runtime makes on the way.
     host_network: HashSet<Arc<str>>,
+    /// Enrolled before the source knew them: their workers know them by UID.
+    nameless: HashMap<NetnsCookie, (PodUid, WorkerHandle)>,
 }
 
 impl Enrolment {
     pub(super) fn new(map: PodMap, workers: Vec<WorkerHandle>) -> Self {
         let count = u32::try_from(workers.len()).expect("at most 256 workers");
-        Self { map, workers, pods: EnrolledPods::new(count), host_network: HashSet::new() }
+        Self { map, workers, pods: EnrolledPods::new(count), host_network: HashSet::new(), nameless: HashMap::new() }
     }
 
     /// Gives the pod to a worker, and tells the kernel when the worker serves it. A pod that cannot be enrolled is left
@@ -49,6 +51,9 @@ impl Enrolment {
             return;
         }
         let hosts = self.host_network.contains(uid.as_str());
+        if *name == *uid.as_str() {
+            self.nameless.insert(cookie, (uid.clone(), worker));
+        }
         self.pods.insert(cookie, uid, entry);
         let PodEntry { worker, opted_out, .. } = entry;
         if hosts {
@@ -61,6 +66,7 @@ impl Enrolment {
     /// Takes the namespace from the kernel first, from its worker then. Afterwards nothing here keeps it alive.
     pub(super) async fn remove(&mut self, cookie: NetnsCookie) {
         let Some(pod) = self.pods.remove(cookie) else { return };
+        self.nameless.remove(&cookie);
         if let Err(error) = self.map.remove(cookie) {
             // No process is left in there that could connect, and a cookie is never used again.
             tracing::warn!(uid = %pod.uid, "{error:#}");
@@ -71,8 +77,21 @@ impl Enrolment {
         }
     }
 
+    /// Heeds what is known of pods now.
+    pub(super) fn learn(&mut self, pods: &Pods) {
+        self.name_those_without(pods);
+        self.leave_alone(pods);
+    }
+
+    fn name_those_without(&mut self, pods: &Pods) {
+        self.nameless.retain(|cookie, (uid, worker)| {
+            let name = pods.name(uid.as_str());
+            name.inspect(|name| worker.send(Command::RenamePod(*cookie, Arc::clone(name)))).is_none()
+        });
+    }
+
     /// Pods that opted out, and those in the node's own network namespace, are left alone from now on; all others not.
-    pub(super) fn leave_alone(&mut self, pods: &Pods) {
+    fn leave_alone(&mut self, pods: &Pods) {
         let uids: HashSet<Arc<str>> = pods.opted_out.union(&pods.host_network).cloned().collect();
         self.host_network.clone_from(&pods.host_network);
         for (cookie, entry) in self.pods.opt_out(&uids) {

@@ -84,6 +84,7 @@ impl Worker {
                 self.remove_pod(cookie);
                 let _ = ack.send(());
             }
+            Command::RenamePod(cookie, name) => self.rename_pod(cookie, name),
             Command::Drain { until, done } => self.drain(until, done),
             Command::Report(reply) => drop(reply.send(self.report())),
             Command::Tap(request) => self.begin_tap(request),
@@ -111,6 +112,15 @@ impl Worker {
             }
             self.io.turns.wake(key);
         }
+    }
+
+    /// Who looks at the calls of pods by name looks at this one's now, or no longer.
+    fn rename_pod(&mut self, cookie: NetnsCookie, name: Arc<str>) {
+        let Some(&key) = self.by_cookie.get(&cookie) else { return };
+        if let Some(pod) = self.pods.get_mut(key) {
+            pod.name = name;
+        }
+        self.set_tap(key);
     }
 
     fn add_pod(&mut self, pod: Pod) -> anyhow::Result<()> {
