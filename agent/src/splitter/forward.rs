@@ -43,8 +43,8 @@ impl Splitter {
         let Some(pair) = self.pairs.get(key) else { return };
         let pending = &mut pair.side(to).pending;
         if pending.capacity() - pending.len() < rest.len() {
-            // Much may wait, for many: no more memory than that.
-            pending.reserve_exact(rest.len().max(2 * 1024));
+            // Much may wait, or little for many: hardly more memory than that.
+            pending.reserve_exact(rest.len().max(pending.len().min(2 * 1024)));
         }
         pending.extend_from_slice(rest);
         self.push(now, key, to);

@@ -26,6 +26,8 @@ pub struct Limits {
     pub output_limit: usize,
     /// Streams a client may have open on one connection (SETTINGS_MAX_CONCURRENT_STREAMS).
     pub client_streams: u32,
+    /// Streams that all clients of a pod together may have open: each is a kilobyte of ours.
+    pub pod_streams: u32,
     /// Largest header list, as RFC 9113 §6.5.2 counts (SETTINGS_MAX_HEADER_LIST_SIZE); larger: RESOURCE_EXHAUSTED.
     pub header_list: usize,
     /// Fields in a header list.
@@ -91,6 +93,7 @@ pub enum Bound {
     LargeHeads,
     // The stream was refused.
     ClientStreams,
+    PodStreams,
     HeaderList,
     WaitingHeads,
     // The connection was ended.
@@ -100,7 +103,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Bound; 14] = [
+    pub const ALL: [Bound; 15] = [
         Bound::Resets,
         Bound::StreamErrors,
         Bound::Pings,
@@ -110,6 +113,7 @@ impl Bound {
         Bound::WindowUpdates,
         Bound::LargeHeads,
         Bound::ClientStreams,
+        Bound::PodStreams,
         Bound::HeaderList,
         Bound::WaitingHeads,
         Bound::HeaderBlock,
@@ -129,6 +133,7 @@ impl Bound {
             Bound::WindowUpdates => "window-updates",
             Bound::LargeHeads => "large-headers",
             Bound::ClientStreams => "client-streams",
+            Bound::PodStreams => "pod-streams",
             Bound::HeaderList => "header-list",
             Bound::WaitingHeads => "waiting-heads",
             Bound::HeaderBlock => "header-block",
@@ -162,6 +167,7 @@ impl Default for Limits {
             output_stop: 256 * 1024,
             output_limit: 4 * 1024 * 1024,
             client_streams: 10_000,
+            pod_streams: 20_000,
             header_list: 64 * 1024,
             header_fields: 1_000,
             header_block: 256 * 1024,
@@ -224,8 +230,9 @@ impl Limits {
                 2 * DEFAULT_MAX_FRAME
             ));
         }
-        if self.client_streams == 0 || self.connections_per_endpoint == 0 || self.attempts == 0 {
-            return Err("client-streams, endpoint-connections and attempts are at least 1".into());
+        if self.client_streams == 0 || self.pod_streams == 0 || self.connections_per_endpoint == 0 || self.attempts == 0
+        {
+            return Err("client-streams, pod-streams, endpoint-connections and attempts are at least 1".into());
         }
         Ok(self)
     }

@@ -64,6 +64,10 @@ impl Splitter {
             self.stats.limited.count(Bound::ClientStreams);
             return self.reset_unknown(now, c, stream, Reason::REFUSED_STREAM);
         }
+        if self.pairs.len() >= self.limits.pod_streams as usize {
+            self.stats.limited.count(Bound::PodStreams);
+            return self.reset_unknown(now, c, stream, Reason::REFUSED_STREAM);
+        }
         if section.too_large {
             let grpc = message::request(&self.list).is_ok_and(|request| request.grpc);
             self.answer(c, stream, grpc, Status::ResourceExhausted, "request headers exceed the limit");

@@ -68,6 +68,7 @@ impl<'a> Case<'a> {
             pod_budget: chance.one_of(&[0, 10_000, 1 << 20]),
             output_high: chance.one_of(&[32_768, 65_536]),
             client_streams: chance.one_of(&[100, 3]),
+            pod_streams: 200,
             header_list: chance.one_of(&[65_536, 500]),
             connections_per_endpoint: 1 + chance.below(3) as usize,
             attempts: 1 + chance.below(4),

@@ -294,3 +294,17 @@ fn a_frame_that_claims_to_be_large_is_refused_by_its_head_alone() {
     assert_eq!(bad.got(), [bye(1, FRAME_SIZE_ERROR), Got::Closed]);
     still_served(&mut s, &mut good, &server);
 }
+
+#[test]
+fn streams_beyond_what_a_pod_may_have_open_are_refused_whosever_they_are_and_later_ones_are_not() {
+    let mut s = Script::with(Limits { pod_streams: 2, ..Limits::default() }, 1);
+    let mut clients = [s.client(), s.client(), s.client()];
+    for client in &clients {
+        s.send(client, headers(1, MORE, CALL));
+    }
+    assert_eq!(clients[2].got(), [Got::Reset { stream: 1, code: REFUSED_STREAM }]);
+    s.send(&clients[0], reset(1, CANCEL));
+    s.send(&clients[2], headers(3, MORE, CALL));
+    assert_eq!((clients[1].got(), clients[2].got()), (vec![], vec![]));
+    assert_eq!((s.open_streams(), s.world.stats().limited.get(Bound::PodStreams)), (2, 1));
+}

@@ -46,6 +46,7 @@ pub const NAMED: &[Named] = named![
     "window-updates", 100..=MILLION, floods.window_updates, "WINDOW_UPDATE, a second";
     "large-headers", 0..=MILLION, floods.large_heads, "requests beyond header-list or header-fields, a second";
     "client-streams", 1..=MILLION, client_streams, "streams open on a client's connection; one more is refused";
+    "pod-streams", 1..=MILLION, pod_streams, "streams open on all clients' connections of a pod; one more is refused";
     "header-list", 1_024..=16 << 20, header_list, "bytes of a header list (RFC 9113 §6.5.2); larger: RESOURCE_EXHAUSTED";
     "header-fields", 16..=MILLION, header_fields, "fields of a header list; more: RESOURCE_EXHAUSTED";
     "header-block", 1_024..=16 << 20, header_block, "bytes of a header block, encoded; larger ends the connection";
