@@ -140,7 +140,7 @@ impl Splitter {
                     let Ending::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
                     self.heads_held -= fields.size();
                     self.conns[c].write_headers(id, true, &fields);
-                    self.recycle(fields);
+                    self.recycle(*fields);
                     if to == Face::Endpoint {
                         // Trailers are not kept: from here on there is nothing to replay the request from.
                         self.drop_replay(key);

@@ -175,7 +175,7 @@ impl Default for Limits {
             connections_per_endpoint: 16,
             attempts: 8,
             replay_stream: 16 * 1024,
-            replay_pod: 2 * 1024 * 1024,
+            replay_pod: 1024 * 1024,
             waiting_heads: 3 * 1024 * 1024,
             // A dial inside a zone, SETTINGS included, takes less than 10 ms, across continents 200 ms; what takes longer
             // has lost its SYN, which is repeated after 1 s.

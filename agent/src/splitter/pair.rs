@@ -48,7 +48,7 @@ pub(super) enum Ending {
     /// END_STREAM on the last DATA.
     EndStream,
     /// HEADERS with END_STREAM.
-    Trailers(HeaderList),
+    Trailers(Box<HeaderList>),
 }
 
 /// One stream of a pair: what came from its peer, and what is to go to it.

@@ -161,7 +161,7 @@ impl Splitter {
             return Ok(());
         }
         let fields = self.keep_list();
-        self.side(key, Face::Endpoint).end = Ending::Trailers(fields);
+        self.side(key, Face::Endpoint).end = Ending::Trailers(Box::new(fields));
         self.push(now, key, Face::Endpoint);
         Ok(())
     }
