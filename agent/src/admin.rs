@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -45,8 +45,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Connections served at once; the others wait.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Looking at all connections of all pods takes milliseconds; what was seen serves for this long.
-const SPREAD_AGAIN: Duration = Duration::from_secs(5);
+/// Looking at all connections of all pods costs two milliseconds of a core for each pod: the kernel walks through one table of
+/// all namespaces each time. What was seen serves for this long; whoever asks for it fresh gets what is this old at most.
+const SPREAD_AGAIN: Duration = Duration::from_secs(30);
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Nothing but what is in the page, and the agent that served it.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
@@ -151,12 +153,32 @@ pub struct Pages {
     asks: Asks,
     places: Arc<Semaphore>,
     /// What was found last, and when.
-    not_spread: Mutex<Option<(Instant, Arc<[NotSpread]>)>>,
+    not_spread: std::sync::Mutex<(Option<Instant>, Arc<[NotSpread]>)>,
+    /// Held while somebody looks.
+    looking: Mutex<()>,
 }
 
 impl Pages {
     pub fn new(asks: Asks) -> Arc<Self> {
-        Arc::new(Self { asks, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), not_spread: Mutex::default() })
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Arc::new(Self { asks, places, not_spread: Default::default(), looking: Mutex::default() })
+    }
+
+    /// What was found last, unless that is older.
+    fn found(&self, at_most: Duration) -> Option<Arc<[NotSpread]>> {
+        let (at, lines) = &*self.not_spread.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() < at_most).then(|| Arc::clone(lines))
+    }
+
+    /// Looks at the connections of all pods, unless somebody has just done so.
+    async fn look(&self, view: &View) -> anyhow::Result<Arc<[NotSpread]>> {
+        let _looking = self.looking.lock().await;
+        if let Some(lines) = self.found(FRESH) {
+            return Ok(lines);
+        }
+        let lines: Arc<[NotSpread]> = not_spread(&self.asks, view).await?.into();
+        *self.not_spread.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Instant::now()), Arc::clone(&lines));
+        Ok(lines)
     }
 }
 
@@ -202,7 +224,7 @@ where
     }
 }
 
-async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Body> {
+async fn answer(request: &Request<Incoming>, pages: &Arc<Pages>) -> Response<Body> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -223,7 +245,7 @@ async fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Body> {
             let format = metrics::Format::wanted(accept);
             respond(StatusCode::OK, format.content_type(), metrics::page(&view, format))
         }),
-        "/status.json" => whole_status(pages).await,
+        "/status.json" => whole_status(request.uri().query().unwrap_or_default(), pages).await,
         path => Ok(text(StatusCode::NOT_FOUND, not_found(path))),
     };
     answered.unwrap_or_else(|error| text(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")))
@@ -237,20 +259,21 @@ fn not_found(path: &str) -> String {
     }
 }
 
-async fn whole_status(pages: &Pages) -> anyhow::Result<Response<Body>> {
-    let view = view(&pages.asks).await?;
-    // Held while somebody looks: whoever asks meanwhile gets the same.
-    let mut known = pages.not_spread.lock().await;
-    let not_spread = match &*known {
-        Some((at, lines)) if at.elapsed() < SPREAD_AGAIN => Arc::clone(lines),
-        _ => {
-            let lines: Arc<[NotSpread]> = not_spread(&pages.asks, &view).await?.into();
-            *known = Some((Instant::now(), Arc::clone(&lines)));
-            lines
+/// With `?fresh` connections are looked at now; else it shows what was seen lately, and has it looked at for the next time.
+async fn whole_status(query: &str, pages: &Arc<Pages>) -> anyhow::Result<Response<Body>> {
+    let view = Arc::new(view(&pages.asks).await?);
+    let lines = match pages.found(SPREAD_AGAIN) {
+        _ if query == "fresh" => pages.look(&view).await?,
+        Some(lines) => lines,
+        None => {
+            if pages.looking.try_lock().is_ok() {
+                let (pages, view) = (Arc::clone(pages), Arc::clone(&view));
+                tokio::spawn(async move { pages.look(&view).await.map(drop) });
+            }
+            pages.found(Duration::MAX).unwrap_or_default()
         }
     };
-    drop(known);
-    Ok(respond(StatusCode::OK, "application/json", status::page(&view, &not_spread)))
+    Ok(respond(StatusCode::OK, "application/json", status::page(&view, &lines)))
 }
 
 async fn not_spread(asks: &Asks, view: &View) -> anyhow::Result<Vec<NotSpread>> {

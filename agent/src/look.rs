@@ -20,7 +20,7 @@ use client::Agent;
 
 /// Shows the agent as it is now.
 pub fn status(config: &config::Status) -> Result<()> {
-    let page = ask(config.look.admin, "/status.json")?;
+    let page = ask(config.look.admin, "/status.json?fresh")?;
     match config.look.output {
         Output::Json => say(&format!("{:#}\n", status::only(page, config.name.as_deref()))),
         Output::Text => {
