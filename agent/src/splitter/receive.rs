@@ -11,10 +11,9 @@ use super::limits::Bound;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
 
-/// A pod may hold so much beyond its budget: its connections' windows were granted before, in all as much as both are together
-/// (four whole ones towards clients, and towards endpoints). Hundreds of connections that all use theirs up come to more,
-/// and lose the streams that wait.
-const OVERDRAFT: usize = 4 * 1024 * 1024;
+/// A pod may hold so much beyond its budget: its connections' windows were granted before, which come to as much for a
+/// hundred of them. Hundreds that all use theirs up come to more, and lose the streams that wait.
+const OVERDRAFT: usize = 12 * 1024 * 1024;
 /// So many bytes of a header block, a field each at worst, are as much work as another frame.
 const BYTES_OF_FIELDS: usize = 256;
 
