@@ -35,6 +35,7 @@ const END_HEADERS: u8 = 4;
 
 /// A client and endpoints around a splitter.
 struct Scene {
+    blocks: Blocks,
     splitter: Splitter,
     now: Instant,
     client: ConnId,
@@ -55,6 +56,20 @@ struct Peer {
     greeted: bool,
     warm: bool,
     eaten: u32,
+}
+
+/// Header blocks, cold and warm.
+struct Blocks {
+    request: [Vec<u8>; 2],
+    head: [Vec<u8>; 2],
+    trailers: [Vec<u8>; 2],
+}
+
+impl Blocks {
+    fn new() -> Self {
+        let [cold, warm] = [false, true].map(response_blocks);
+        Self { request: [false, true].map(request_block), head: [cold.0, warm.0], trailers: [cold.1, warm.1] }
+    }
 }
 
 fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -102,7 +117,7 @@ impl Scene {
         let rng = &mut fastrand::Rng::with_seed(1);
         let endpoint = |n: u8| {
             let addr = EndpointAddr::new(([10, 1, 0, n], 50051).into());
-            Endpoint { addr, identity: addr.to_string().into() }
+            Endpoint { addr, identity: addr.to_string().into(), place: None }
         };
         let service = Service {
             id: 1,
@@ -123,6 +138,7 @@ impl Scene {
         frame(&mut hello, WINDOW_UPDATE, 0, 0, &0x3fff_ffff_u32.to_be_bytes());
         splitter.handle_bytes(now, client, &hello);
         Self {
+            blocks: Blocks::new(),
             splitter,
             now,
             client,
@@ -142,7 +158,7 @@ impl Scene {
         let mut requests = std::mem::take(&mut self.answers);
         requests.clear();
         for _ in 0..AT_ONCE {
-            frame(&mut requests, HEADERS, END_HEADERS, self.next_stream, &request_block(self.warm));
+            frame(&mut requests, HEADERS, END_HEADERS, self.next_stream, &self.blocks.request[usize::from(self.warm)]);
             frame(&mut requests, DATA, END_STREAM, self.next_stream, &[7; MESSAGE]);
             self.warm = true;
             self.next_stream += 2;
@@ -199,11 +215,11 @@ impl Scene {
             bytes = &rest[length..];
             if head[3] == DATA && head[4] & END_STREAM != 0 {
                 peer.eaten += length as u32;
-                let (first, last) = response_blocks(peer.warm);
-                peer.warm = true;
-                frame(&mut self.answers, HEADERS, END_HEADERS, stream, &first);
+                let warm = usize::from(std::mem::replace(&mut peer.warm, true));
+                let (first, last) = (&self.blocks.head[warm], &self.blocks.trailers[warm]);
+                frame(&mut self.answers, HEADERS, END_HEADERS, stream, first);
                 frame(&mut self.answers, DATA, 0, stream, &[9; MESSAGE]);
-                frame(&mut self.answers, HEADERS, END_HEADERS | END_STREAM, stream, &last);
+                frame(&mut self.answers, HEADERS, END_HEADERS | END_STREAM, stream, last);
             }
         }
         if peer.eaten > 1 << 20 {

@@ -230,10 +230,10 @@ impl Conn {
     }
 
     /// A header block, encoded as it enters the output: the peer's table stays in step (RFC 7541 §2.2).
-    pub(super) fn write_headers(&mut self, stream: u32, end_stream: bool, fields: &HeaderList) {
+    pub(super) fn write_headers(&mut self, stream: u32, end_stream: bool, fields: &Rc<HeaderList>) {
         self.out();
         let (out, encoder) = (&mut self.out, &mut self.encoder);
-        frame::write_headers(out, stream, end_stream, self.peer.max_frame, |out| encoder.encode(fields, out));
+        frame::write_headers(out, stream, end_stream, self.peer.max_frame, |out| encoder.encode_shared(fields, out));
     }
 
     pub(super) fn output(&self) -> &[u8] {

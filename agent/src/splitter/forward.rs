@@ -38,6 +38,13 @@ impl Splitter {
             }
             if framed > 0 {
                 self.credit_forwarded(key, to.other(), framed);
+                if rest.is_empty() {
+                    // The common case: all of it went on, with the end of the stream if this was its end.
+                    if end_stream {
+                        self.end_if_complete(now, key);
+                    }
+                    return;
+                }
             }
         }
         let Some(pair) = self.pairs.get(key) else { return };
@@ -140,7 +147,7 @@ impl Splitter {
                     let Ending::Trailers(fields) = std::mem::take(&mut side.end) else { unreachable!("matched above") };
                     self.heads_held -= fields.size();
                     self.conns[c].write_headers(id, true, &fields);
-                    self.recycle(*fields);
+                    self.recycle(fields);
                     if to == Face::Endpoint {
                         // Trailers are not kept: from here on there is nothing to replay the request from.
                         self.drop_replay(key);
@@ -374,7 +381,7 @@ impl Splitter {
         let Some(mut pair) = self.pairs.remove(key) else { return };
         self.tap_end(now, &mut pair);
         self.heads_held -= pair.heads();
-        self.recycle(std::mem::take(&mut pair.request));
+        self.recycle(std::mem::replace(&mut pair.request, Rc::clone(&self.no_list)));
         self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
         let (client, endpoint) = (&pair.client, &pair.endpoint);
         self.held -= (client.recv.held() + endpoint.recv.held()) as usize;

@@ -40,28 +40,28 @@ pub(super) fn request(fields: &HeaderList) -> Result<Request, Malformed> {
     let (mut method, mut scheme, mut authority, mut path) = (None, false, false, false);
     let mut regular = false;
     for field in fields.iter() {
-        if !field.valid {
+        if !field.is_valid() {
             return Err(Malformed("invalid character in a field"));
         }
-        if field.kind.is_pseudo() && regular {
+        if field.kind().is_pseudo() && regular {
             return Err(Malformed("pseudo-header after a regular field"));
         }
-        match field.kind {
-            Name::Method if method.replace(field.value == b"CONNECT").is_some() => {
+        match field.kind() {
+            Name::Method if method.replace(field.value() == b"CONNECT").is_some() => {
                 return Err(Malformed("two :method"));
             }
             Name::Scheme if std::mem::replace(&mut scheme, true) => return Err(Malformed("two :scheme")),
             Name::Authority if std::mem::replace(&mut authority, true) => return Err(Malformed("two :authority")),
             Name::Path if std::mem::replace(&mut path, true) => return Err(Malformed("two :path")),
-            Name::Path if field.value.is_empty() => return Err(Malformed("empty :path")),
-            Name::Method => request.head = field.value == b"HEAD",
+            Name::Path if field.value().is_empty() => return Err(Malformed("empty :path")),
+            Name::Method => request.head = field.value() == b"HEAD",
             Name::Scheme | Name::Authority | Name::Path => {}
             Name::Status | Name::UnknownPseudo => return Err(Malformed("unknown pseudo-header in a request")),
             _ => {
                 regular = true;
-                common(field.kind, field.value, &mut request.content_length)?;
-                if field.kind == Name::ContentType {
-                    request.grpc = field.value.starts_with(b"application/grpc");
+                common(field.kind(), field.value(), &mut request.content_length)?;
+                if field.kind() == Name::ContentType {
+                    request.grpc = field.value().starts_with(b"application/grpc");
                 }
             }
         }
@@ -79,12 +79,12 @@ pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
     let mut content_length = None;
     let mut regular = false;
     for field in fields.iter() {
-        if !field.valid {
+        if !field.is_valid() {
             return Err(Malformed("invalid character in a field"));
         }
-        match field.kind {
+        match field.kind() {
             Name::Status => {
-                let code = match field.value {
+                let code = match field.value() {
                     [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
                         u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0')
                     }
@@ -97,7 +97,7 @@ pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
             kind if kind.is_pseudo() => return Err(Malformed("unknown pseudo-header in a response")),
             kind => {
                 regular = true;
-                common(kind, field.value, &mut content_length)?;
+                common(kind, field.value(), &mut content_length)?;
             }
         }
     }
@@ -111,13 +111,13 @@ pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
 
 pub(super) fn trailers(fields: &HeaderList) -> Result<(), Malformed> {
     for field in fields.iter() {
-        if !field.valid {
+        if !field.is_valid() {
             return Err(Malformed("invalid character in a trailer"));
         }
-        if field.kind.is_pseudo() {
+        if field.kind().is_pseudo() {
             return Err(Malformed("pseudo-header in trailers"));
         }
-        common(field.kind, field.value, &mut None)?;
+        common(field.kind(), field.value(), &mut None)?;
     }
     Ok(())
 }

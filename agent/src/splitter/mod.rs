@@ -137,9 +137,11 @@ pub struct Splitter {
     effects: VecDeque<Effect>,
     wake: WakeList,
     timers: BinaryHeap<Reverse<(Instant, ConnId, DeadlineReason)>>,
-    /// The header list in hand; its memory is used again and again.
-    list: HeaderList,
-    spare_lists: Vec<HeaderList>,
+    /// The header list in hand. One that is nobody else's is used again and again.
+    list: Rc<HeaderList>,
+    spare_lists: Vec<Rc<HeaderList>>,
+    /// What stands where a list was.
+    no_list: Rc<HeaderList>,
     /// Payload bytes that came and have not gone on, over all pairs.
     held: usize,
     /// What the header lists that wait in all pairs count for.
@@ -180,8 +182,9 @@ impl Splitter {
             effects: VecDeque::new(),
             wake: WakeList::default(),
             timers: BinaryHeap::new(),
-            list: HeaderList::new(),
+            list: Rc::default(),
             spare_lists: Vec::new(),
+            no_list: Rc::default(),
             held: 0,
             heads_held: 0,
             replay_held: 0,
@@ -434,18 +437,26 @@ impl Splitter {
     }
 
     /// The header list in hand, to be kept with a pair.
-    fn keep_list(&mut self) -> HeaderList {
-        let spare = self.spare_lists.pop().unwrap_or_default();
-        let mut list = std::mem::replace(&mut self.list, spare);
-        list.trim();
-        self.heads_held += list.size();
-        list
+    fn keep_list(&mut self) -> Rc<HeaderList> {
+        if let Some(list) = Rc::get_mut(&mut self.list) {
+            list.trim();
+        }
+        self.heads_held += self.list.size();
+        Rc::clone(&self.list)
     }
 
-    /// Gives a header list's memory back, unless it is large.
-    fn recycle(&mut self, mut list: HeaderList) {
-        if self.spare_lists.len() < 64 && list.size() < 4 * 1024 {
-            list.clear();
+    /// An empty list that is nobody else's.
+    fn spare_list(&mut self) -> Rc<HeaderList> {
+        self.spare_lists.pop().unwrap_or_default()
+    }
+
+    /// Gives a header list's memory back, unless somebody else has it or it is large.
+    fn recycle(&mut self, mut list: Rc<HeaderList>) {
+        if self.spare_lists.len() < 64
+            && let Some(unshared) = Rc::get_mut(&mut list)
+            && unshared.size() < 4 * 1024
+        {
+            unshared.clear();
             self.spare_lists.push(list);
         }
     }

@@ -78,12 +78,12 @@ impl Pair {
 
 /// The value of grpc-status, if there is one.
 fn grpc_status(list: &HeaderList) -> Option<&[u8]> {
-    list.iter().find(|field| field.kind == Name::GrpcStatus).map(|field| field.value)
+    list.iter().find(|field| field.kind() == Name::GrpcStatus).map(|field| field.value())
 }
 
 /// The value of grpc-timeout (gRPC: PROTOCOL-HTTP2.md): at most 8 digits and a unit.
 fn deadline(request: &HeaderList) -> Option<Duration> {
-    let value = request.iter().find(|field| field.kind == Name::GrpcTimeout)?.value;
+    let value = request.iter().find(|field| field.kind() == Name::GrpcTimeout)?.value();
     let (unit, digits) = value.split_last()?;
     let number: u64 = std::str::from_utf8(digits).ok().filter(|digits| digits.len() <= 8)?.parse().ok()?;
     match unit {

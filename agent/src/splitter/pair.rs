@@ -48,7 +48,7 @@ pub(super) enum Ending {
     /// END_STREAM on the last DATA.
     EndStream,
     /// HEADERS with END_STREAM.
-    Trailers(Box<HeaderList>),
+    Trailers(Rc<HeaderList>),
 }
 
 /// One stream of a pair: what came from its peer, and what is to go to it.
@@ -210,7 +210,7 @@ pub(super) struct Pair {
     /// Endpoints that it was given to so far.
     pub(super) attempts: u32,
     /// The request's head, kept until the endpoint answers: it may have to go to another one.
-    pub(super) request: HeaderList,
+    pub(super) request: Rc<HeaderList>,
     /// Request payload that was framed towards the endpoint, kept likewise; `None`: too much, no replay.
     pub(super) replay: Option<Vec<u8>>,
     /// Bytes at the head of `endpoint.pending` whose sender has its credit already.

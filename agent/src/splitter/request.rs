@@ -99,8 +99,8 @@ impl Splitter {
         if section.end_stream {
             endpoint.end = Ending::Head;
         }
-        let path = self.list.iter().find(|field| request.grpc && field.kind == Name::Path);
-        let call = service.calls().begin(now, path.map(|field| field.value));
+        let path = self.list.iter().find(|field| request.grpc && field.kind() == Name::Path);
+        let call = service.calls().begin(now, path.map(|field| field.value()));
         let fields = self.keep_list();
         let key = self.pairs.insert(Pair {
             client,
@@ -161,7 +161,7 @@ impl Splitter {
             return Ok(());
         }
         let fields = self.keep_list();
-        self.side(key, Face::Endpoint).end = Ending::Trailers(Box::new(fields));
+        self.side(key, Face::Endpoint).end = Ending::Trailers(fields);
         self.push(now, key, Face::Endpoint);
         Ok(())
     }
@@ -333,7 +333,7 @@ impl Splitter {
     pub(super) fn drop_replay(&mut self, key: PairKey) {
         let Some(pair) = self.pairs.get(key) else { return };
         if let Some(kept) = pair.replay.take() {
-            let request = std::mem::take(&mut pair.request);
+            let request = std::mem::replace(&mut pair.request, Rc::clone(&self.no_list));
             self.heads_held -= request.size();
             self.replay_held -= kept.len();
             self.recycle(request);
@@ -487,8 +487,9 @@ impl Splitter {
 
     /// HEADERS with END_STREAM of our own making.
     fn answer(&mut self, c: u32, stream: u32, grpc: bool, status: Status, why: &str) {
-        let mut list = self.spare_lists.pop().unwrap_or_default();
-        message::own_response(&mut list, grpc, status, why);
+        let mut list = self.spare_list();
+        let unshared = Rc::get_mut(&mut list).expect("a list that nobody else has");
+        message::own_response(unshared, grpc, status, why);
         self.conns[c].write_headers(stream, true, &list);
         self.recycle(list);
     }

@@ -99,7 +99,7 @@ impl Splitter {
                 return Ok(());
             }
             let fields = self.keep_list();
-            self.side(key, Face::Client).end = Ending::Trailers(Box::new(fields));
+            self.side(key, Face::Client).end = Ending::Trailers(fields);
         }
         self.push(now, key, Face::Client);
         self.free_endpoint(now, key);

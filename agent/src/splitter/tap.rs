@@ -199,7 +199,7 @@ impl Splitter {
         }
         tap.next += 1;
         let call = tap.next;
-        let path = pair.request.iter().find(|field| field.kind == Name::Path).map(|field| text(field.value));
+        let path = pair.request.iter().find(|field| field.kind() == Name::Path).map(|field| text(field.value()));
         let path = path.unwrap_or_default();
         if tap.depth.metadata {
             let service = pair.service.service();
@@ -214,7 +214,8 @@ impl Splitter {
         if tap.depth.frames {
             tap.knows_stream(self.conns[pair.client.conn].id, pair.client.id, call);
         }
-        let traceparent = pair.request.iter().find(|field| field.name == b"traceparent").map(|field| text(field.value));
+        let traceparent =
+            pair.request.iter().find(|field| field.name() == b"traceparent").map(|field| text(field.value()));
         pair.tapped = Some(Box::new(Tapped { id: call, path, traceparent, endpoint: None }));
     }
 
@@ -376,9 +377,9 @@ impl TapEvent {
 /// Fields as they may be shown. What its sender marked as never to be indexed is a secret by its own word (RFC 7541 §7.1.3).
 fn shown(list: &HeaderList) -> Vec<Shown> {
     let show = |field: super::hpack::FieldView<'_>| {
-        let name = text(field.name);
-        let secret = field.indexing == Indexing::NeverIndexed || is_secret(&name);
-        let value = if secret { format!("(hidden, {} bytes)", field.value.len()) } else { text(field.value) };
+        let name = text(field.name());
+        let secret = field.indexing() == Indexing::NeverIndexed || is_secret(&name);
+        let value = if secret { format!("(hidden, {} bytes)", field.value().len()) } else { text(field.value()) };
         Shown { name, value }
     };
     let mut left = LONGEST_LIST;

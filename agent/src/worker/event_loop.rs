@@ -173,13 +173,13 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            let beats = self.beat();
             match self.poll.poll(&mut events, Some(self.timeout())) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("worker {}: epoll_wait failed: {error}", self.index),
             }
             self.io.now = Instant::now();
+            let beats = self.beat();
             let mut commanded = beats || self.more_commands;
             for event in &events {
                 match event.token() {
@@ -203,7 +203,7 @@ impl Worker {
 
     /// True: it was time for a beat.
     fn beat(&mut self) -> bool {
-        let now = Instant::now();
+        let now = self.io.now;
         let due = self.last_beat.is_none_or(|last| now.duration_since(last) >= BEAT);
         if due {
             self.last_beat = Some(now);
@@ -212,13 +212,14 @@ impl Worker {
         due
     }
 
+    /// From the beginning of this iteration: what it took is little beside the milliseconds that epoll counts in.
     fn timeout(&self) -> Duration {
-        if self.more_commands || self.io.turns.pods() > 0 {
+        if self.last_beat.is_none() || self.more_commands || self.io.turns.pods() > 0 {
             return Duration::ZERO;
         }
         let beat = self.last_beat.map(|last| last + BEAT);
         let drain = self.draining.as_ref().and_then(Draining::deadline);
-        let now = Instant::now();
+        let now = self.io.now;
         let next = [beat, drain, self.io.timers.next()].into_iter().flatten().min();
         next.map_or(BEAT, |next| next.saturating_duration_since(now))
     }
@@ -255,20 +256,23 @@ impl Worker {
 
     /// One visit for each pod that has something to do; those that have more go to the back.
     fn visit_pods(&mut self) {
-        let until = Instant::now() + ROUND;
-        for _ in 0..self.io.turns.pods() {
+        let mut now = self.io.now;
+        for left in (0..self.io.turns.pods()).rev() {
             let Some(pod) = self.io.turns.next_pod() else { return };
-            self.visit(pod);
-            if Instant::now() >= until {
-                return;
+            self.visit(pod, now);
+            if left > 0 {
+                now = Instant::now();
+                if now.saturating_duration_since(self.io.now) >= ROUND {
+                    return;
+                }
             }
         }
     }
 
     /// One turn for each of the pod's sockets that is ready now, as far as its share goes, and a flush.
-    fn visit(&mut self, pod: Key) {
-        let until = Instant::now() + VISIT;
-        for _ in 0..self.io.turns.sockets(pod) {
+    fn visit(&mut self, pod: Key, now: Instant) {
+        let until = now + VISIT;
+        for left in (0..self.io.turns.sockets(pod)).rev() {
             match self.io.turns.next_socket(pod) {
                 Some(Ready::Listener(key)) => self.accept_turn(key),
                 Some(Ready::Conn(key)) => {
@@ -281,7 +285,7 @@ impl Worker {
                 }
                 None => break,
             }
-            if Instant::now() >= until {
+            if left > 0 && Instant::now() >= until {
                 break;
             }
         }

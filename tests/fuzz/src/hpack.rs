@@ -1,6 +1,8 @@
 //! HPACK against two implementations of others: blocks of any kind are decoded alike or refused, and what was
 //! decoded arrives at the next hop as it was, secrets as secrets, whatever table sizes change meanwhile.
 
+use std::rc::Rc;
+
 use fluke_hpack::decoder::DecoderError;
 use httlib_hpack as oracle;
 use sluice_agent::splitter::hpack::{Decoder, Encoder, Error, HeaderList, Indexing, ListLimits};
@@ -36,13 +38,23 @@ fn is_ours_alone(error: Error, block: &[u8]) -> bool {
     }
 }
 
-fn by_us(decoder: &mut Decoder, block: &[u8], limits: ListLimits, list: &mut HeaderList) -> Result<Fields, Error> {
-    let decoded = decoder.decode(block, limits, list);
+/// As the splitter does it: a block that is known is not decoded again.
+fn by_us(decoder: &mut Decoder, block: &[u8], limits: ListLimits, list: &mut Rc<HeaderList>) -> Result<Fields, Error> {
+    match decoder.known(block, limits).map(Rc::clone) {
+        Some(known) => *list = known,
+        None => {
+            let mut new = HeaderList::new();
+            let decoded = decoder.decode(block, limits, &mut new);
+            *list = Rc::new(new);
+            if !decoded?.too_large {
+                decoder.remember(block, list);
+            }
+        }
+    }
     decoder.check();
-    decoded?;
     list.check();
     let field = |field: sluice_agent::splitter::hpack::FieldView<'_>| {
-        (field.name.to_vec(), field.value.to_vec(), field.indexing == Indexing::NeverIndexed)
+        (field.name().to_vec(), field.value().to_vec(), field.indexing() == Indexing::NeverIndexed)
     };
     Ok(list.iter().map(field).collect())
 }
@@ -58,10 +70,15 @@ pub fn decode(bytes: &[u8]) {
     let mut others = fluke_hpack::Decoder::new();
     others.set_max_table_size(limit);
     others.set_max_allowed_table_size(limit);
-    let (mut list, mut short) = (HeaderList::new(), HeaderList::new());
+    let (mut list, mut short) = <(Rc<HeaderList>, Rc<HeaderList>)>::default();
+    let mut before: &[u8] = &[];
     while !chance.is_over() {
-        let length = chance.byte().into();
-        let block = chance.take(length);
+        // 255: the last block once more.
+        let block = match chance.byte() {
+            255 => before,
+            length => chance.take(length.into()),
+        };
+        before = block;
         let got = by_us(&mut ours, block, PLENTY, &mut list);
         let got_short = by_us(&mut bounded, block, bounds, &mut short);
         match got {
@@ -106,17 +123,26 @@ pub fn translate(bytes: &[u8]) {
         ours: Decoder::new(4_096, 3),
     };
     let mut outbound = [outbound(), outbound()];
-    let (mut list, mut mirrored) = (HeaderList::new(), HeaderList::new());
+    let (mut list, mut mirrored) = <(Rc<HeaderList>, Rc<HeaderList>)>::default();
+    let mut last: Vec<&[u8]> = Vec::new();
     while !chance.is_over() {
         let choice = chance.byte();
         let to = &mut outbound[usize::from(choice & 1)];
         for _ in 0..choice >> 6 {
             to.encoder.set_max_table_size(chance.one_of(&[0, 33, 200, 1_000, 4_096, 100_000]));
         }
-        let length = chance.byte().into();
-        let Ok(fields) = by_us(&mut decoder, chance.take(length), PLENTY, &mut list) else { return };
+        let came = match last.get(usize::from(choice >> 1 & 7)) {
+            Some(again) => *again,
+            None => {
+                let length = chance.byte().into();
+                chance.take(length)
+            }
+        };
+        last.truncate(6);
+        last.insert(0, came);
+        let Ok(fields) = by_us(&mut decoder, came, PLENTY, &mut list) else { return };
         let mut block = Vec::new();
-        to.encoder.encode(&list, &mut block);
+        to.encoder.encode_shared(&list, &mut block);
         to.encoder.check();
         assert_eq!(by_oracle(&mut to.theirs, &block).as_ref(), Some(&fields), "{block:02x?}");
         assert_eq!(by_us(&mut to.ours, &block, PLENTY, &mut mirrored), Ok(fields), "{block:02x?}");

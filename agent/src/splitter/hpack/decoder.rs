@@ -1,10 +1,11 @@
 //! Header blocks in, field lists out: one connection, one direction (RFC 7541 §3 and §6).
 //!
 //! Every block is run to its end, also for a stream that is already reset or whose list is too large: the table is connection state.
-//! The decoder judges each name and value (`FieldView::valid`) but not the list as a whole.
+//! The decoder judges each name and value (`FieldView::is_valid`) but not the list as a whole.
 
 use std::rc::Rc;
 
+use super::known::KnownBlocks;
 use super::list::{Field, HeaderList};
 use super::static_table::{self, NameInfo};
 use super::table::{ENTRY_OVERHEAD, Entry, Table};
@@ -29,6 +30,9 @@ pub struct Decoded {
 /// The receiving end of one connection's header blocks.
 pub struct Decoder {
     table: Table,
+    known: KnownBlocks,
+    /// The block in hand has changed the table.
+    changed: bool,
     /// Our SETTINGS_HEADER_TABLE_SIZE: what the peer may choose its table size from.
     size_limit: usize,
     hash_seed: u64,
@@ -38,7 +42,27 @@ impl Decoder {
     /// `max_table_size` is our SETTINGS_HEADER_TABLE_SIZE; it holds for the connection's life. `hash_seed` is one for all decoders
     /// and encoders between which lists are passed.
     pub fn new(max_table_size: usize, hash_seed: u64) -> Self {
-        Decoder { table: Table::new(max_table_size), size_limit: max_table_size, hash_seed }
+        Decoder {
+            table: Table::new(max_table_size),
+            known: KnownBlocks::default(),
+            changed: false,
+            size_limit: max_table_size,
+            hash_seed,
+        }
+    }
+
+    /// The list of a block that came before, if it would decode to the same now.
+    #[inline]
+    pub fn known(&self, block: &[u8], limits: ListLimits) -> Option<&Rc<HeaderList>> {
+        let list = self.known.list(block)?;
+        (list.size() <= limits.max_size && list.len() <= limits.max_fields).then_some(list)
+    }
+
+    /// What `decode` has just made of this block: it may come again. The list must hold all of it.
+    pub fn remember(&mut self, block: &[u8], list: &Rc<HeaderList>) {
+        if !self.changed {
+            self.known.remember(list, block);
+        }
     }
 
     /// Decodes one complete header block into `list`, which is cleared first.
@@ -46,6 +70,7 @@ impl Decoder {
     /// An error leaves the table out of step: the connection has to close with COMPRESSION_ERROR.
     pub fn decode(&mut self, mut block: &[u8], limits: ListLimits, list: &mut HeaderList) -> Result<Decoded, Error> {
         list.clear();
+        self.changed = false;
         block = self.size_updates(block)?;
         let mut target = Target { list, limits, too_large: false };
         while let Some((&first, rest)) = block.split_first() {
@@ -72,6 +97,7 @@ impl Decoder {
                 return Err(Error::SizeUpdateTooLarge);
             }
             self.table.set_max_size(max_size);
+            self.changes();
             self.make_room(0);
             block = rest;
         }
@@ -123,6 +149,7 @@ impl Decoder {
         if indexing == Indexing::WithIndexing && size <= self.table.max_size() {
             let entry = Entry::new(self.hash_seed, name, value, name_info);
             bytes.truncate(start);
+            self.changes();
             self.make_room(size);
             self.table.insert(Rc::clone(&entry));
             target.push(size, || Field::Stored(entry));
@@ -130,6 +157,7 @@ impl Decoder {
         }
         if indexing == Indexing::WithIndexing {
             // §4.4: an entry larger than the table empties it, which is not an error.
+            self.changes();
             self.make_room(self.table.max_size());
         }
         if target.admits(size) {
@@ -168,6 +196,12 @@ impl Decoder {
         }
     }
 
+    /// To be called before the table changes.
+    fn changes(&mut self) {
+        self.changed = true;
+        self.known.forget();
+    }
+
     /// Evicts until an entry of `size` fits (§4.3, §4.4).
     fn make_room(&mut self, size: usize) {
         while !self.table.has_room(size) && self.table.evict_oldest().is_some() {}
@@ -177,6 +211,23 @@ impl Decoder {
     pub fn check(&self) {
         assert!(self.table.max_size() <= self.size_limit);
         self.table.check(self.hash_seed);
+        for (list, block) in self.known.iter() {
+            // An index for each field, and nothing else: see `KnownBlocks::remember`.
+            let (mut fields, mut rest) = (list.fields.iter(), block);
+            while let Some((&first, after)) = rest.split_first() {
+                let index;
+                (index, rest) = integer::decode(first, 7, after).expect("a block that was decoded");
+                let same = match fields.next() {
+                    Some(Field::Static(row)) => *row == index,
+                    Some(Field::Stored(entry) | Field::Repeated(entry)) => {
+                        Rc::ptr_eq(entry, self.entry(index).unwrap())
+                    }
+                    Some(Field::Literal(_)) | None => false,
+                };
+                assert!(same, "{block:02x?} is known as {list:?}");
+            }
+            assert!(fields.next().is_none(), "{block:02x?} is known as {list:?}");
+        }
     }
 }
 
@@ -261,6 +312,71 @@ mod tests {
         let mut out = Vec::new();
         integer::encode(0x20, 5, size, &mut out);
         out
+    }
+
+    /// What the splitter does with a block, and whether it had to decode it.
+    fn shared(decoder: &mut Decoder, block: &[u8], limits: ListLimits) -> (Rc<HeaderList>, bool) {
+        if let Some(known) = decoder.known(block, limits) {
+            return (Rc::clone(known), false);
+        }
+        let mut list = HeaderList::new();
+        let decoded = decoder.decode(block, limits, &mut list).unwrap();
+        let list = Rc::new(list);
+        if !decoded.too_large {
+            decoder.remember(block, &list);
+        }
+        decoder.check();
+        (list, true)
+    }
+
+    #[test]
+    fn a_block_of_indices_that_comes_again_is_the_same_list_until_the_table_changes() {
+        let mut decoder = decoder();
+        let (stored, _) = shared(&mut decoder, &literal(0x40, "a", "b"), PLENTY);
+        let (first, decoded) = shared(&mut decoder, &[0x83, 0xbe], PLENTY);
+        assert!(decoded);
+        let (second, decoded) = shared(&mut decoder, &[0x83, 0xbe], PLENTY);
+        assert!(!decoded && Rc::ptr_eq(&first, &second));
+        // The same bytes mean another field now.
+        shared(&mut decoder, &literal(0x40, "c", "d"), PLENTY);
+        let (third, decoded) = shared(&mut decoder, &[0x83, 0xbe], PLENTY);
+        assert!(decoded);
+        assert_eq!(format!("{third:?}"), "[:method: POST, c: d]");
+        // The last one that held an entry is gone with the table's.
+        let entry = match &stored.fields[0] {
+            Field::Stored(entry) => Rc::downgrade(entry),
+            _ => panic!("{stored:?}"),
+        };
+        drop((stored, first, second, third));
+        shared(&mut decoder, &size_update(0), PLENTY);
+        assert_eq!(entry.strong_count(), 0);
+    }
+
+    #[test]
+    fn what_is_spelled_out_or_changes_the_table_is_decoded_again_and_bounds_hold_for_what_is_known() {
+        let mut decoder = decoder();
+        for block in [literal(0x40, "a", "b"), literal(0x00, "a", "b"), literal(0x10, "a", "secret"), size_update(100)]
+        {
+            for _ in 0..2 {
+                assert!(shared(&mut decoder, &block, PLENTY).1, "{block:02x?}");
+            }
+        }
+        assert!(shared(&mut decoder, &[0x83], PLENTY).1);
+        assert!(!shared(&mut decoder, &[0x83], PLENTY).1);
+        assert!(shared(&mut decoder, &[0x83], ListLimits { max_size: 10, max_fields: 10 }).1);
+        assert!(shared(&mut decoder, &[0x83], ListLimits { max_size: 100, max_fields: 0 }).1);
+    }
+
+    #[test]
+    fn a_few_short_blocks_are_known_at_a_time() {
+        let mut decoder = decoder();
+        for index in 1..=20 {
+            assert!(shared(&mut decoder, &[0x80 | index], PLENTY).1);
+        }
+        let known = (1..=20).filter(|index| decoder.known(&[0x80 | index], PLENTY).is_some()).count();
+        assert_eq!(known, 4);
+        let long = [0x83; 100];
+        assert!(shared(&mut decoder, &long, PLENTY).1 && shared(&mut decoder, &long, PLENTY).1);
     }
 
     #[test]
@@ -468,7 +584,7 @@ mod tests {
         .concat();
         let mut list = HeaderList::new();
         decoder().decode(&block, PLENTY, &mut list).unwrap();
-        let known: Vec<_> = list.iter().map(|field| (field.kind, field.valid)).collect();
+        let known: Vec<_> = list.iter().map(|field| (field.kind(), field.is_valid())).collect();
         use super::super::Name::*;
         assert_eq!(
             known,

@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::known::KnownBlocks;
 use super::list::{Field, HeaderList, Literal};
 use super::table::{ENTRY_OVERHEAD, Entry, FieldHash, Table};
 use super::{Indexing, integer, static_table};
@@ -19,6 +20,9 @@ const MAX_ENTRIES: usize = MAX_TABLE_SIZE / ENTRY_OVERHEAD;
 /// The sending end of one connection's header blocks.
 pub struct Encoder {
     table: Table,
+    known: KnownBlocks,
+    /// The block in hand has more in it than indices.
+    spelled: bool,
     /// Where the next entry goes in the chains: its number of insertion modulo `MAX_ENTRIES`, at which no two live entries are equal.
     next_slot: u8,
     /// Every entry, by its hash.
@@ -35,6 +39,8 @@ impl Encoder {
     pub fn new(hash_seed: u64) -> Self {
         Encoder {
             table: Table::new(MAX_TABLE_SIZE),
+            known: KnownBlocks::default(),
+            spelled: false,
             next_slot: 0,
             by_field: Chains::new(),
             by_name: Chains::new(),
@@ -51,8 +57,25 @@ impl Encoder {
         }
         let smallest = self.size_updates.map_or(size, |(smallest, _)| smallest.min(size));
         self.size_updates = Some((smallest, size));
+        self.known.forget();
         self.table.set_max_size(size);
         self.make_room(0);
+    }
+
+    /// As [`Encoder::encode`], of a list that may come again.
+    pub fn encode_shared(&mut self, list: &Rc<HeaderList>, out: &mut Vec<u8>) {
+        if self.size_updates.is_none()
+            && let Some(block) = self.known.block(list)
+        {
+            return out.extend_from_slice(block);
+        }
+        let start = out.len();
+        self.spelled = self.size_updates.is_some();
+        self.encode(list, out);
+        // Nobody else has it: it will not come again.
+        if !self.spelled && Rc::strong_count(list) > 1 {
+            self.known.remember(list, &out[start..]);
+        }
     }
 
     /// Appends `list` as one header block to `out`.
@@ -109,7 +132,7 @@ impl Encoder {
 
     /// Writes a literal, its name as an index where a table has it.
     fn write_literal(
-        &self,
+        &mut self,
         indexing: Indexing,
         row: u8,
         hash: FieldHash,
@@ -117,6 +140,7 @@ impl Encoder {
         value: &[u8],
         out: &mut Vec<u8>,
     ) {
+        self.spelled = true;
         let (pattern, prefix_bits) = match indexing {
             Indexing::WithIndexing => (0x40, 6),
             Indexing::WithoutIndexing => (0x00, 4),
@@ -157,6 +181,7 @@ impl Encoder {
     }
 
     fn insert(&mut self, entry: Rc<Entry>) {
+        self.known.forget();
         self.make_room(entry.size());
         let slot = self.next_slot;
         if entry.name_info().index == 0 {
@@ -196,6 +221,20 @@ impl Encoder {
         }
         assert_eq!(self.by_field.len(), self.table.len(), "fields in chains");
         assert_eq!(self.by_name.len(), names.len(), "names in chains");
+        for (list, block) in self.known.iter() {
+            let mut expected = Vec::new();
+            for field in &list.fields {
+                let index = match field {
+                    Field::Static(row) => Some(*row),
+                    Field::Stored(entry) | Field::Repeated(entry) => {
+                        self.field_index(entry.hash(), |other| entry.is_same_field(other))
+                    }
+                    Field::Literal(_) => None,
+                };
+                integer::encode(0x80, 7, index.expect("a known block is indices alone"), &mut expected);
+            }
+            assert_eq!(block, expected, "known for {list:?}");
+        }
     }
 }
 
@@ -292,6 +331,44 @@ mod tests {
         let list = list(&[(":method", "POST", WithIndexing), ("x-a", "1", WithIndexing)]);
         assert_eq!(block(&mut encoder, &list), b"\x83\x40\x03x-a\x011");
         assert_eq!(block(&mut encoder, &list), [0x83, 0xbe]);
+    }
+
+    fn shared(encoder: &mut Encoder, list: &Rc<HeaderList>) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoder.encode_shared(list, &mut out);
+        encoder.check();
+        out
+    }
+
+    #[test]
+    fn a_list_that_comes_again_is_the_same_block_until_the_table_changes() {
+        let mut encoder = Encoder::new(SEED);
+        let [one, other] = ["1", "2"].map(|value| Rc::new(list(&[("x-a", value, WithIndexing)])));
+        assert_eq!(shared(&mut encoder, &one), b"\x40\x03x-a\x011");
+        for _ in 0..3 {
+            assert_eq!(shared(&mut encoder, &one), [0xbe]);
+        }
+        assert_eq!(shared(&mut encoder, &other), b"\x7e\x012");
+        assert_eq!(shared(&mut encoder, &one), [0xbf]);
+        encoder.set_max_table_size(0);
+        assert_eq!(shared(&mut encoder, &one), b"\x20\x00\x03x-a\x011");
+        assert_eq!(shared(&mut encoder, &one), b"\x00\x03x-a\x011");
+    }
+
+    #[test]
+    fn a_list_that_is_known_holds_only_what_is_in_the_table() {
+        let mut encoder = Encoder::new(SEED);
+        let mut decoder = Decoder::new(4096, SEED);
+        let mut kept = Vec::new();
+        for number in 0..100 {
+            decoded(&mut decoder, format!("\x40\x03{number:03}\x011").as_bytes());
+            let list = Rc::new(decoded(&mut decoder, &[0xbe]));
+            kept.push(Rc::clone(&list));
+            shared(&mut encoder, &list);
+            shared(&mut encoder, &list);
+        }
+        let held = kept.iter().filter(|list| Rc::strong_count(list) > 1).count();
+        assert_eq!(held, 1, "each new field makes the blocks before it unknown");
     }
 
     #[test]

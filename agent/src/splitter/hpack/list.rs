@@ -57,25 +57,65 @@ impl Literal {
     }
 }
 
-/// One field of a list.
+/// One field of a list. What is asked of it is looked up then: hardly anybody asks for all.
 #[derive(Clone, Copy)]
 pub struct FieldView<'a> {
-    /// What the name means.
-    pub kind: Name,
-    /// The name as it came.
-    pub name: &'a [u8],
-    /// The value as it came.
-    pub value: &'a [u8],
-    /// Whether name and value may occur in HTTP/2 (RFC 9113 §8.2.1); a message with an invalid field is malformed.
-    pub valid: bool,
-    /// How the field may be stored.
-    pub indexing: Indexing,
+    field: &'a Field,
+    list: &'a HeaderList,
 }
 
-impl FieldView<'_> {
+impl<'a> FieldView<'a> {
+    /// What the name means.
+    #[inline]
+    pub fn kind(self) -> Name {
+        match self.field {
+            Field::Static(row) => static_table::field(*row).kind,
+            Field::Stored(entry) | Field::Repeated(entry) => entry.name_info().kind,
+            Field::Literal(at) => self.list.literals[*at].name_info.kind,
+        }
+    }
+
+    /// The name as it came.
+    #[inline]
+    pub fn name(self) -> &'a [u8] {
+        match self.field {
+            Field::Static(row) => static_table::field(*row).name,
+            Field::Stored(entry) | Field::Repeated(entry) => entry.name(),
+            Field::Literal(at) => self.list.literals[*at].name(&self.list.bytes),
+        }
+    }
+
+    /// The value as it came.
+    #[inline]
+    pub fn value(self) -> &'a [u8] {
+        match self.field {
+            Field::Static(row) => static_table::field(*row).value,
+            Field::Stored(entry) | Field::Repeated(entry) => entry.value(),
+            Field::Literal(at) => self.list.literals[*at].value(&self.list.bytes),
+        }
+    }
+
+    /// Whether name and value may occur in HTTP/2 (RFC 9113 §8.2.1); a message with an invalid field is malformed.
+    #[inline]
+    pub fn is_valid(self) -> bool {
+        match self.field {
+            Field::Static(_) => true,
+            Field::Stored(entry) | Field::Repeated(entry) => entry.is_valid(),
+            Field::Literal(at) => self.list.literals[*at].valid,
+        }
+    }
+
+    /// How the field may be stored.
+    pub fn indexing(self) -> Indexing {
+        match self.field {
+            Field::Static(_) | Field::Stored(_) | Field::Repeated(_) => Indexing::WithIndexing,
+            Field::Literal(at) => self.list.literals[*at].indexing,
+        }
+    }
+
     /// What the field counts for in a list's size.
-    pub fn size(&self) -> usize {
-        self.name.len() + self.value.len() + ENTRY_OVERHEAD
+    pub fn size(self) -> usize {
+        self.name().len() + self.value().len() + ENTRY_OVERHEAD
     }
 }
 
@@ -102,6 +142,11 @@ impl HeaderList {
         self.size = 0;
     }
 
+    /// Whether each field is in a table, the static or a dynamic one.
+    pub(super) fn is_all_indexed(&self) -> bool {
+        self.literals.is_empty()
+    }
+
     /// The number of fields.
     pub fn len(&self) -> usize {
         self.fields.len()
@@ -119,7 +164,7 @@ impl HeaderList {
 
     /// The fields in their order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = FieldView<'_>> + Clone {
-        self.fields.iter().map(|field| view(field, &self.literals, &self.bytes))
+        self.fields.iter().map(|field| FieldView { field, list: self })
     }
 
     /// Appends a field of our own making. A pair that the static table has becomes its index, unless it is never to be indexed.
@@ -157,55 +202,9 @@ impl HeaderList {
         });
     }
 
-    /// Drops the fields for which `keep` says no.
-    pub fn retain(&mut self, mut keep: impl FnMut(FieldView<'_>) -> bool) {
-        let HeaderList { fields, literals, bytes, size } = self;
-        // Dropped literals stay in the arena until the list is cleared.
-        fields.retain(|field| {
-            let field = view(field, literals, bytes);
-            let kept = keep(field);
-            if !kept {
-                *size -= field.size();
-            }
-            kept
-        });
-    }
-
     /// Panics unless the list's books are right.
     pub fn check(&self) {
         assert_eq!(self.size, self.iter().map(|field| field.size()).sum::<usize>(), "the sum of the sizes");
-    }
-}
-
-fn view<'a>(field: &'a Field, literals: &[Literal], bytes: &'a [u8]) -> FieldView<'a> {
-    match field {
-        Field::Static(row) => {
-            let row = static_table::field(*row);
-            FieldView {
-                kind: row.kind,
-                name: row.name,
-                value: row.value,
-                valid: true,
-                indexing: Indexing::WithIndexing,
-            }
-        }
-        Field::Stored(entry) | Field::Repeated(entry) => FieldView {
-            kind: entry.name_info().kind,
-            name: entry.name(),
-            value: entry.value(),
-            valid: entry.is_valid(),
-            indexing: Indexing::WithIndexing,
-        },
-        Field::Literal(at) => {
-            let literal = &literals[*at];
-            FieldView {
-                kind: literal.name_info.kind,
-                name: literal.name(bytes),
-                value: literal.value(bytes),
-                valid: literal.valid,
-                indexing: literal.indexing,
-            }
-        }
     }
 }
 
@@ -218,10 +217,10 @@ impl fmt::Debug for HeaderList {
 /// Never shows the value of a never-indexed field: its sender calls it a secret.
 impl fmt::Debug for FieldView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.name.escape_ascii())?;
-        match self.indexing {
+        write!(f, "{}: ", self.name().escape_ascii())?;
+        match self.indexing() {
             Indexing::NeverIndexed => f.write_str("(never indexed)"),
-            _ => write!(f, "{}", self.value.escape_ascii()),
+            _ => write!(f, "{}", self.value().escape_ascii()),
         }
     }
 }
@@ -246,7 +245,8 @@ mod tests {
         let list = sample();
         list.check();
         type Seen<'a> = (Name, &'a [u8], &'a [u8], bool, Indexing);
-        let fields: Vec<Seen<'_>> = list.iter().map(|f| (f.kind, f.name, f.value, f.valid, f.indexing)).collect();
+        let fields: Vec<Seen<'_>> =
+            list.iter().map(|f| (f.kind(), f.name(), f.value(), f.is_valid(), f.indexing())).collect();
         let expected: [Seen<'_>; 6] = [
             (Name::Status, b":status", b"200", true, Indexing::WithIndexing),
             (Name::ContentType, b"content-type", b"application/grpc", true, Indexing::WithIndexing),
@@ -269,15 +269,6 @@ mod tests {
     }
 
     #[test]
-    fn dropped_fields_leave_the_others_as_they_were() {
-        let mut list = sample();
-        list.retain(|field| field.kind != Name::ConnectionSpecific && field.value != b"1");
-        list.check();
-        let left: Vec<_> = list.iter().map(|field| field.value).collect();
-        assert_eq!(left, [&b"200"[..], b"application/grpc", b"secret", b""]);
-    }
-
-    #[test]
     fn a_cleared_list_is_empty_and_keeps_its_memory() {
         let mut list = sample();
         let kept = (list.fields.capacity(), list.bytes.capacity());
@@ -293,7 +284,7 @@ mod tests {
         list.push(b"X-Upper", b"1", Indexing::WithoutIndexing);
         list.push(b"x-lower", b"1\n2", Indexing::WithoutIndexing);
         list.push(b"x-lower", b"1", Indexing::WithoutIndexing);
-        assert_eq!(list.iter().map(|field| field.valid).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(list.iter().map(|field| field.is_valid()).collect::<Vec<_>>(), [false, false, true]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod decoder;
 mod encoder;
 mod huffman;
 mod integer;
+mod known;
 mod list;
 mod static_table;
 mod table;

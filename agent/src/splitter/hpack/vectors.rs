@@ -16,7 +16,7 @@ type Pairs = &'static [(&'static str, &'static str)];
 struct Step(&'static str, Pairs, Pairs, usize);
 
 fn pairs(list: &HeaderList) -> Vec<(&str, &str)> {
-    list.iter().map(|field| (str::from_utf8(field.name).unwrap(), str::from_utf8(field.value).unwrap())).collect()
+    list.iter().map(|field| (str::from_utf8(field.name()).unwrap(), str::from_utf8(field.value()).unwrap())).collect()
 }
 
 /// Runs the blocks on one connection and reads the table back by its indices.
@@ -120,7 +120,7 @@ fn c_2_3_is_known_as_a_secret() {
     let mut list = HeaderList::new();
     let block = bytes("1008 7061 7373 776f 7264 0673 6563 7265 74");
     Decoder::new(4096, 1).decode(&block, LIMITS, &mut list).unwrap();
-    assert_eq!(list.iter().next().unwrap().indexing, Indexing::NeverIndexed);
+    assert_eq!(list.iter().next().unwrap().indexing(), Indexing::NeverIndexed);
 }
 
 #[test]

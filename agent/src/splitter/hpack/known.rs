@@ -1,0 +1,65 @@
+//! Header blocks that come again: with the same table before them, the same bytes are the same list, and the same list is the same
+//! bytes. Calls of one method differ in nothing that is not in the tables, so that most blocks need no decoding and no encoding.
+//!
+//! In: blocks that left the table as it was, with their lists. Out: either one for the other. Whoever changes the table forgets all
+//! of it. Bounded: a few short blocks of short lists.
+
+use std::rc::Rc;
+
+use super::list::HeaderList;
+
+/// Blocks that are known at a time. A client's methods take turns, an answer is a head and trailers.
+const MOST: usize = 4;
+/// Bytes of the longest block: an index for each field, and hardly any field beyond the 64th index.
+const LONGEST: usize = 32;
+/// The largest list, by `HeaderList::size`. A list keeps its fields alive when they have left the table that they came from.
+const LARGEST: usize = 1024;
+
+/// Lists with their blocks, for one connection and one direction.
+#[derive(Default)]
+pub(super) struct KnownBlocks {
+    known: Vec<(Rc<HeaderList>, Box<[u8]>)>,
+    /// Where the next one goes when there are `MOST`.
+    next: usize,
+}
+
+impl KnownBlocks {
+    /// The list that this block is.
+    #[inline]
+    pub(super) fn list(&self, block: &[u8]) -> Option<&Rc<HeaderList>> {
+        self.known.iter().find(|(_, known)| **known == *block).map(|(list, _)| list)
+    }
+
+    /// The block that this very list is.
+    #[inline]
+    pub(super) fn block(&self, list: &Rc<HeaderList>) -> Option<&[u8]> {
+        self.known.iter().find(|(known, _)| Rc::ptr_eq(known, list)).map(|(_, block)| &**block)
+    }
+
+    /// Nothing but references to tables can be in it: what is spelled out differs from call to call, or is a secret.
+    pub(super) fn remember(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
+        if block.len() > LONGEST || list.size() > LARGEST || !list.is_all_indexed() {
+            return;
+        }
+        let new = (Rc::clone(list), block.into());
+        if self.known.len() < MOST {
+            self.known.push(new);
+        } else {
+            self.known[self.next] = new;
+            self.next = (self.next + 1) % MOST;
+        }
+    }
+
+    /// The table has changed.
+    #[inline]
+    pub(super) fn forget(&mut self) {
+        if !self.known.is_empty() {
+            self.known.clear();
+            self.next = 0;
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Rc<HeaderList>, &[u8])> {
+        self.known.iter().map(|(list, block)| (list, &**block))
+    }
+}
