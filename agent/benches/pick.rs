@@ -15,7 +15,7 @@ fn service(policy: Policy, endpoints: usize) -> Rc<ServiceLoad> {
     let rng = &mut fastrand::Rng::with_seed(7);
     let endpoint = |n: usize| {
         let addr = EndpointAddr::new(([10, 1, (n / 250) as u8, (n % 250) as u8], 50051).into());
-        Endpoint { addr, identity: n.to_string().into() }
+        Endpoint { addr, identity: n.to_string().into(), place: None }
     };
     let load = ServiceLoad::new(
         Arc::new(Service {

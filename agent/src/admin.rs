@@ -94,6 +94,8 @@ pub struct Health {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub health: Health,
+    /// This node's name, where it is known.
+    pub node: Option<Arc<str>>,
     pub cgroup: PathBuf,
     pub built: Built,
     pub pods: Vec<PodLine>,

@@ -194,8 +194,11 @@ mod tests {
     }
 
     fn service(endpoints: &[&str], rng: &mut fastrand::Rng) -> Rc<ServiceLoad> {
-        let endpoint =
-            |addr: &&str| Endpoint { addr: EndpointAddr::new(addr.parse().unwrap()), identity: (*addr).into() };
+        let endpoint = |addr: &&str| Endpoint {
+            addr: EndpointAddr::new(addr.parse().unwrap()),
+            identity: (*addr).into(),
+            place: None,
+        };
         let listed = Service {
             id: 1,
             addr: ServiceAddr::new("10.96.0.1:1".parse().unwrap()),

@@ -242,6 +242,7 @@ fn health(state: State, source: &Source) -> Health {
 fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path, started: Instant) -> Snapshot {
     Snapshot {
         health: health(state, source),
+        node: catalog.node().cloned(),
         cgroup: kubepods.to_owned(),
         built: catalog.built(),
         pods: Vec::new(),

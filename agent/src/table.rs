@@ -101,8 +101,17 @@ impl From<Policy> for Balancing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub addr: EndpointAddr,
-    /// The `targetRef` UID, or the address where there is none: a reused pod IP is another endpoint.
+    /// The `targetRef`'s UID, a space and the Pod's name, or the address where there is none: a reused pod IP is another
+    /// endpoint.
     pub identity: Arc<str>,
+    pub place: Option<Arc<object::Place>>,
+}
+
+impl Endpoint {
+    /// The name of the Pod behind it.
+    pub fn pod(&self) -> Option<&str> {
+        self.identity.split_once(' ').map(|(_, name)| name)
+    }
 }
 
 /// The Kubernetes name of a Service port.

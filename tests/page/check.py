@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Looks at the agent's page in Chromium: check.py URL SERVICE ENDPOINT [FOLDER for screenshots]. Status 0: all is well."""
+"""Looks at the agent's page in Chromium: check.py URL SERVICE ENDPOINT POD [FOLDER for screenshots]. Status 0: all is well."""
 
 import base64
 import json
@@ -102,7 +102,7 @@ CONTRAST = """(() => {
 })()"""
 
 
-def check(browser, url, service, endpoint, folder):
+def check(browser, url, service, endpoint, pod, folder):
     browser.look(1280, 900, "light")
     refused = browser.ask("Page.navigate", url=url).get("errorText")
     assert not refused, f"it cannot be opened: {refused}"
@@ -111,10 +111,12 @@ def check(browser, url, service, endpoint, folder):
 
     browser.wait("document.querySelector('#tiles dd').textContent !== '–'", "no rate appears: nothing comes after the first reading")
 
-    # By its address the endpoint is found, however many there are and whatever was opened.
-    browser.run(f"(it => {{ it.value = {json.dumps(endpoint)}; it.dispatchEvent(new Event('input')); }})(document.querySelector('#filter'))")
-    row = f"[...document.querySelectorAll('tr')].find(row => row.cells[0].textContent === {json.dumps(endpoint)})"
-    browser.wait(f"Boolean({row})", f"the endpoint {endpoint} does not appear")
+    # By its address or its pod's name the endpoint is found, however many there are and whatever was opened.
+    row = f"[...document.querySelectorAll('tr')].find(row => row.cells[0].firstElementChild?.textContent === {json.dumps(endpoint)})"
+    for name in [pod, endpoint]:
+        browser.run(f"(it => {{ it.value = {json.dumps(name)}; it.dispatchEvent(new Event('input')); }})(document.querySelector('#filter'))")
+        browser.wait(f"Boolean({row})", f"the endpoint {endpoint} does not appear by {name}")
+    browser.wait(f"{row}.cells[0].textContent.includes({json.dumps(pod)})", f"the endpoint {endpoint} is shown without its pod {pod}")
     browser.wait(f"/\\d %/.test({row}.textContent)", f"the endpoint {endpoint} has no share")
     browser.wait(shown, f"the Service {service} is not shown with its endpoint {endpoint}")
     browser.run("(it => { it.value = ''; it.dispatchEvent(new Event('input')); })(document.querySelector('#filter'))")
@@ -143,7 +145,7 @@ def check(browser, url, service, endpoint, folder):
 
 
 def main():
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) not in (5, 6):
         sys.exit(__doc__)
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not program:
@@ -152,7 +154,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
-            check(browser, *sys.argv[1:4], sys.argv[4] if len(sys.argv) == 5 else None)
+            check(browser, *sys.argv[1:5], sys.argv[5] if len(sys.argv) == 6 else None)
         except (AssertionError, RuntimeError, OSError) as error:
             print(f"the page at {sys.argv[1]}: {error}", file=sys.stderr)
             return 1

@@ -17,6 +17,7 @@ mod netns;
 mod node;
 mod pod;
 mod programs;
+pub mod scene;
 mod service;
 mod snapshot;
 mod tap;

@@ -209,6 +209,12 @@ impl Pod {
     }
 }
 
+impl AsRef<Pod> for Pod {
+    fn as_ref(&self) -> &Pod {
+        self
+    }
+}
+
 impl Drop for Pod {
     fn drop(&mut self) {
         // After `delete`, and after the node's own end, there is nothing left to find.

@@ -52,7 +52,7 @@ families! {
     BUILD_INFO = Gauge "sluice_build_info" ["version"] "The agent's version; always 1.";
     READY = Gauge "sluice_ready" [] "1: the agent redirects, and every pod that was there at its start has been looked at.";
     SYNC_AGE = Gauge "sluice_source_sync_age_seconds" ["kind"]
-        "How long ago the objects of a kind were last followed at their source; 0 while they are.";
+        "How long ago the objects of a kind were last followed at their source, or waited for since the start; 0 while they are followed.";
     PROBLEMS = Gauge "sluice_problems" [] "What is wrong with the source and its objects; status names each with its cure.";
     VERDICTS = Counter "sluice_kernel_verdicts_total" ["verdict"] "What the kernel programs did with a connect.";
     SERVICES = Gauge "sluice_services" [] "Service ports (in each address family) that are redirected.";

@@ -33,7 +33,7 @@ struct Page<'a> {
 impl Serialize for Page<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Page { view, not_spread, sums } = self;
-        let Snapshot { health, cgroup, built, pods, verdicts, workers, started, .. } = &view.snapshot;
+        let Snapshot { health, node, cgroup, built, pods, verdicts, workers, started, .. } = &view.snapshot;
         let state = match health.state {
             State::Syncing => "syncing",
             State::Scanning => "scanning",
@@ -45,6 +45,7 @@ impl Serialize for Page<'_> {
         let verdicts: BTreeMap<_, _> = Verdict::ALL.iter().map(|it| (it.name(), verdicts.get(*it))).collect();
 
         let mut page = serializer.serialize_map(None)?;
+        page.serialize_entry("node", node)?;
         page.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
         page.serialize_entry("state", state)?;
         page.serialize_entry("cgroup", &cgroup.to_string_lossy())?;
@@ -91,10 +92,22 @@ fn one_service(service: &Service, sum: Option<&ServiceSum>) -> Value {
 
 /// None of the numbers where no pod of this node has dialled the Service.
 fn one_endpoint(endpoint: &Endpoint, sum: Option<&EndpointSum>) -> Value {
-    let Some(sum) = sum else { return json!({ "address": endpoint.addr.to_string(), "identity": endpoint.identity }) };
-    json!({
+    let place = endpoint.place.as_deref();
+    let mut known = json!({
         "address": endpoint.addr.to_string(),
-        "identity": endpoint.identity,
+        "identity": endpoint.identity.split(' ').next(),
+        "pod": endpoint.pod(),
+        "node": place.and_then(|place| place.node.as_deref()),
+        "zone": place.and_then(|place| place.zone.as_deref()),
+    });
+    if let (Some(known), Some(Value::Object(numbers))) = (known.as_object_mut(), sum.map(numbers)) {
+        known.extend(numbers);
+    }
+    known
+}
+
+fn numbers(sum: &EndpointSum) -> Value {
+    json!({
         "picked": sum.picked,
         "failed": sum.failed,
         "open": sum.open,

@@ -11,21 +11,26 @@ use super::*;
 use crate::addr::{EndpointAddr, ServiceAddr};
 use crate::balance::{Cause, EjectedEndpoint};
 use crate::calls::{Calls, Ended, Histogram};
-use crate::table::{Endpoint, LeftAlone, Place, Policy, Reason, Scope, Service, ServicePortName};
+use crate::table::object::Place;
+use crate::table::{self, Endpoint, LeftAlone, Policy, Reason, Scope, Service, ServicePortName};
 use crate::worker::{Ejections, EndpointConnections, EndpointReport, OpaqueReport, ServiceReport};
 
 fn snapshot(state: State) -> Snapshot {
     let mut built = Built::default();
     let name = ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "http".into() };
     built.left_alone.push(LeftAlone { name, addr: None, reason: Reason::Headless });
-    let place = Place::File { file: "a.yaml".into(), line: 3, column: 1 };
+    let place = table::Place::File { file: "a.yaml".into(), line: 3, column: 1 };
     let problem =
         Problem { place, field: "kind".into(), message: "\"Svc\" is unknown".into(), cure: "write Service".into() };
     let entry = PodEntry { port4: NonZeroU16::new(4000), port6: None, worker: 0, opted_out: true };
     let pod = PodLine { cookie: NetnsCookie(77), uid: PodUid::new("u-1"), name: "shop/we\"b".into(), entry };
     let name = ServicePortName { namespace: "shop".into(), service: "cart".into(), port: "grpc".into() };
     let addr = ServiceAddr::new("10.96.0.10:50051".parse().unwrap());
-    let endpoint = Endpoint { addr: EndpointAddr::new("10.1.0.1:8080".parse().unwrap()), identity: "u-2".into() };
+    let endpoint = Endpoint {
+        addr: EndpointAddr::new("10.1.0.1:8080".parse().unwrap()),
+        identity: "u-2 cart-1".into(),
+        place: Some(Arc::new(Place { node: Some("n2".into()), zone: Some("z2".into()) })),
+    };
     let service = Service {
         id: 1,
         addr,
@@ -44,6 +49,7 @@ fn snapshot(state: State) -> Snapshot {
         pod_names: HashMap::from([("u-9".into(), "shop/old".into())]),
         verdicts: VerdictCounts { redirected: 5, ..VerdictCounts::default() },
         workers: Vec::new(),
+        node: Some("n1".into()),
         sync_ages: vec![("services", Duration::from_millis(1500))],
         taps: 0,
         started: Instant::now(),
@@ -60,7 +66,10 @@ fn the_status_tells_what_is_left_alone_and_why_and_what_is_wrong() {
     assert_eq!(page["problems"][0]["place"], "a.yaml:3:1");
     assert_eq!(page["problems"][0]["cure"], "write Service");
     let service = &page["services"][0];
-    assert_eq!(service["endpoints"][0]["address"], "10.1.0.1:8080");
+    let endpoint = &service["endpoints"][0];
+    assert_eq!((&page["node"], &endpoint["address"]), (&"n1".into(), &"10.1.0.1:8080".into()));
+    let who = [("identity", "u-2"), ("pod", "cart-1"), ("node", "n2"), ("zone", "z2")];
+    assert!(who.iter().all(|(key, value)| endpoint[key] == *value), "{endpoint}");
     assert_eq!((&service["scope"], &service["usable_endpoints"]), (&"PreferSameZone".into(), &3.into()));
     let pod = &page["pods"][0];
     assert_eq!((&pod["uid"], &pod["netns_cookie"], &pod["port4"]), (&"u-1".into(), &77.into(), &4000.into()));

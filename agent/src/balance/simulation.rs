@@ -77,7 +77,7 @@ struct Call {
 fn listing(policy: Policy, endpoints: usize) -> Arc<Service> {
     let endpoint = |n: usize| {
         let addr = EndpointAddr::new(([10, 1, (n / 250) as u8, (n % 250) as u8], 50051).into());
-        Endpoint { addr, identity: n.to_string().into() }
+        Endpoint { addr, identity: n.to_string().into(), place: None }
     };
     tests::listing(policy, (0..endpoints).map(endpoint))
 }

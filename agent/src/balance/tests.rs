@@ -6,6 +6,7 @@ fn service(policy: Policy, endpoints: &[(&str, &str)]) -> Arc<Service> {
     let endpoint = |(addr, identity): &(&str, &str)| Endpoint {
         addr: EndpointAddr::new(addr.parse().unwrap()),
         identity: (*identity).into(),
+        place: None,
     };
     listing(policy, endpoints.iter().map(endpoint))
 }

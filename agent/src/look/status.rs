@@ -16,7 +16,8 @@ pub(super) fn only(mut page: Value, name: Option<&str>) -> Value {
     let Some(name) = name else { return page };
     let has = |value: &Value| value.as_str().is_some_and(|text| text.contains(name));
     let about = |entry: &Value| {
-        let endpoints = list(&entry["endpoints"]).iter().any(|endpoint| has(&endpoint["address"]));
+        let endpoints =
+            list(&entry["endpoints"]).iter().any(|endpoint| has(&endpoint["address"]) || has(&endpoint["pod"]));
         ["name", "address", "pod", "service", "uid", "place"].iter().any(|key| has(&entry[*key])) || endpoints
     };
     for key in ["services", "left_alone", "pods", "not_spread", "problems"] {
@@ -44,8 +45,9 @@ fn head(page: &Value, paint: Paint) -> String {
         other => paint.bad(other),
     };
     let up = long_time(number(&page["uptime_seconds"]));
+    let node = page["node"].as_str().map(|node| format!("node {node}  ")).unwrap_or_default();
     let mut text =
-        format!("{} {}  {state}  up {up}  {}\n", paint.bold("sluice-agent"), word("version"), word("cgroup"));
+        format!("{} {}  {state}  up {up}  {node}{}\n", paint.bold("sluice-agent"), word("version"), word("cgroup"));
     let pods = list(&page["pods"]);
     let sum = |of: &str| pods.iter().map(|pod| number(&pod["traffic"][of])).sum::<f64>();
     let out = pods.iter().filter(|pod| pod["opted_out"] == true).count();
@@ -280,7 +282,7 @@ mod tests {
 
     fn page() -> Value {
         json!({
-            "version": "0.1.0", "state": "ready", "cgroup": "/sys/fs/cgroup/kubepods", "uptime_seconds": 90.0,
+            "node": "n1", "version": "0.1.0", "state": "ready", "cgroup": "/sys/fs/cgroup/kubepods", "uptime_seconds": 90.0,
             "services": [
                 { "name": "shop/cart:grpc", "address": "10.96.0.10:50051", "policy": "ewma", "scope": "all",
                   "calls": { "open": 1, "ended": 200, "failed": 1, "request_bytes": 2048, "response_bytes": 10,
@@ -289,7 +291,7 @@ mod tests {
                   "endpoints": [
                     { "address": "10.1.0.1:8080", "picked": 150, "failed": 0, "open": 1, "latency_us": 850, "weight": 1.0,
                       "connections": 1, "answers": [], "ejected_by": [] },
-                    { "address": "10.1.0.2:8080", "picked": 50, "failed": 9, "open": 0, "latency_us": null, "weight": 1.0,
+                    { "address": "10.1.0.2:8080", "pod": "cart-2", "picked": 50, "failed": 9, "open": 0, "latency_us": null, "weight": 1.0,
                       "connections": 0, "answers": [],
                       "ejected_by": [{ "pod": "shop/web", "cause": "failing", "failures": 3, "since_seconds": 12.0, "retry_in_seconds": 0.5 }] }] },
                 { "name": "shop/idle:grpc", "address": "10.96.0.11:50051", "policy": "ewma", "scope": "all", "calls": null, "endpoints": [] }],
@@ -306,7 +308,7 @@ mod tests {
     fn everything_that_is_known_is_shown_and_what_is_wrong_has_its_cure() {
         let text = text(&page(), false, Paint(false));
         for part in [
-            "sluice-agent 0.1.0  ready  up 1 min",
+            "sluice-agent 0.1.0  ready  up 1 min  node n1  /sys/fs/cgroup/kubepods\n",
             "kernel: redirected 5\n",
             "shop/cart:grpc  10.96.0.10:50051  ewma, 2 endpoints\n",
             "200 calls, 99.50 % well, 1 open; 2.0 KiB in, 10 B out",
@@ -326,8 +328,10 @@ mod tests {
 
     #[test]
     fn a_name_narrows_it_down_and_colours_are_for_terminals() {
-        let some = only(page(), Some("10.1.0.2"));
-        assert_eq!((list(&some["services"]).len(), list(&some["pods"]).len()), (1, 0));
+        for endpoint in ["10.1.0.2", "cart-2"] {
+            let some = only(page(), Some(endpoint));
+            assert_eq!((list(&some["services"]).len(), list(&some["pods"]).len()), (1, 0));
+        }
         let text = text(&only(page(), Some("idle")), true, Paint(true));
         assert!(text.contains("shop/idle") && !text.contains("shop/cart") && text.contains('\x1b'), "{text}");
     }

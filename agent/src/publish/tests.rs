@@ -17,7 +17,7 @@ fn addr(port: u16) -> ServiceAddr {
 fn has(port: u16, endpoints: &[u8]) -> Change {
     let endpoint = |last: &u8| {
         let addr = EndpointAddr::new(SocketAddr::from(([10, 1, 0, *last], 8080)));
-        Endpoint { addr, identity: addr.to_string().into() }
+        Endpoint { addr, identity: addr.to_string().into(), place: None }
     };
     let name = ServicePortName { namespace: "shop".into(), service: "cart".into(), port: port.to_string().into() };
     let service = Service {

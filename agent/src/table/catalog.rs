@@ -77,6 +77,11 @@ impl Catalog {
         Self { here: Here { node, zone: None }, ..Self::default() }
     }
 
+    /// The node that sluice runs on.
+    pub fn node(&self) -> Option<&Arc<str>> {
+        self.here.node.as_ref()
+    }
+
     /// Takes in updates and tells what comes of them together.
     pub fn apply(&mut self, updates: impl IntoIterator<Item = Update>) -> Changes {
         let mut marked = Marked::default();

@@ -20,7 +20,7 @@ pub(super) struct Here {
 
 impl Here {
     fn is_node_of(&self, endpoint: &SliceEndpoint) -> bool {
-        self.node.is_some() && self.node == endpoint.node_name
+        self.node.is_some() && endpoint.place.as_ref().is_some_and(|place| self.node == place.node)
     }
 }
 
@@ -150,7 +150,8 @@ fn reaches(scope: Scope, endpoint: &SliceEndpoint, here: &Here) -> bool {
 }
 
 fn endpoint(listed: &SliceEndpoint, addr: EndpointAddr) -> Endpoint {
-    Endpoint { addr, identity: listed.target_uid.clone().unwrap_or_else(|| addr.to_string().into()) }
+    let identity = listed.target.clone().unwrap_or_else(|| addr.to_string().into());
+    Endpoint { addr, identity, place: listed.place.clone() }
 }
 
 /// Everything that a slice lists, ready or not, with the name of each port.

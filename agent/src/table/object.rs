@@ -14,7 +14,7 @@ mod service;
 mod slice;
 
 pub use service::{InternalTrafficPolicy, Protocol, Service, ServicePort, ServiceSpec, ServiceType, SessionAffinity};
-pub use slice::{AddressType, Conditions, EndpointSlice, Hints, SliceAddress, SliceEndpoint, SlicePort};
+pub use slice::{AddressType, Conditions, EndpointSlice, Hints, Place, SliceAddress, SliceEndpoint, SlicePort};
 
 use read::{namespace, null_is_default, optional_interned};
 

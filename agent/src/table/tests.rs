@@ -342,12 +342,16 @@ fn slices_of_another_namespace_or_service_do_not_count() {
 fn an_endpoint_is_known_by_its_pods_uid_or_else_by_its_address() {
     let built = cart_with_slices(&[(
         "IPv4",
-        "{addresses: [10.1.0.1], targetRef: {kind: Pod, uid: u-1}}, {addresses: [10.1.0.2], targetRef: {kind: Pod}}, {addresses: [10.1.0.3]}",
+        "{addresses: [10.1.0.1], targetRef: {kind: Pod, uid: u-1, name: cart-1}}, {addresses: [10.1.0.2], targetRef: {kind: Pod, uid: u-2}}, \
+         {addresses: [10.1.0.3], targetRef: {kind: Pod, name: cart-3}}, {addresses: [10.1.0.4]}, \
+         {addresses: [10.1.0.5], targetRef: {kind: Node, uid: u-5, name: n1}}",
         "{name: grpc, port: 1}",
     )]);
     let service = &built.table.services[&service_addr("10.96.0.10:50051")];
-    let identities: Vec<&str> = service.endpoints.iter().map(|it| &*it.identity).collect();
-    assert_eq!(identities, ["u-1", "10.1.0.2:1", "10.1.0.3:1"]);
+    let known: Vec<_> = service.endpoints.iter().map(|it| (&*it.identity, it.pod())).collect();
+    let nobody = |addr| (addr, None);
+    let [third, fourth] = ["10.1.0.3:1", "10.1.0.4:1"].map(nobody);
+    assert_eq!(known, [("u-1 cart-1", Some("cart-1")), ("u-2", None), third, fourth, ("u-5", None)]);
 }
 
 #[test]
@@ -423,10 +427,12 @@ fn the_shape_of_the_api_servers_json_is_read() {
         "targetRef":{"kind":"Pod","namespace":"default","name":"a-1","uid":"u-1"}}"#;
     let endpoint: object::SliceEndpoint = serde_json::from_str(json).unwrap();
     let hints = endpoint.hints.as_deref().unwrap();
-    assert_eq!((endpoint.node_name.as_deref(), endpoint.target_uid.as_deref()), (Some("n1"), Some("u-1")));
+    let place = object::Place { node: Some("n1".into()), zone: Some("z1".into()) };
+    assert_eq!((endpoint.place.as_deref(), endpoint.target.as_deref()), (Some(&place), Some("u-1 a-1")));
     assert_eq!((&*hints.zones, &*hints.nodes), (&[Arc::from("z1")][..], &[Arc::from("n1")][..]));
     let again: object::SliceEndpoint = serde_json::from_str(json).unwrap();
     assert!(Arc::ptr_eq(endpoint.hints.as_ref().unwrap(), again.hints.as_ref().unwrap()), "equal hints are held once");
+    assert!(Arc::ptr_eq(endpoint.place.as_ref().unwrap(), again.place.as_ref().unwrap()), "and equal places");
 
     let json = r#"{"metadata":{"name":"n1","labels":{"topology.kubernetes.io/zone":"z1","kubernetes.io/os":"linux"}},
         "spec":{"podCIDR":"10.1.0.0/24"},"status":{"phase":"Running"}}"#;
@@ -438,6 +444,6 @@ fn the_shape_of_the_api_servers_json_is_read() {
 #[test]
 fn an_endpoint_is_small_in_memory() {
     // A cluster's hundred thousand are held by every agent.
-    assert_eq!(size_of::<object::SliceEndpoint>(), 64);
-    assert_eq!(size_of::<Endpoint>(), 48);
+    assert_eq!(size_of::<object::SliceEndpoint>(), 56);
+    assert_eq!(size_of::<Endpoint>(), 56);
 }

@@ -36,6 +36,7 @@ const BATCH: usize = 1024;
 pub struct Kube {
     news: Receiver<News>,
     batch: Vec<News>,
+    started: Instant,
     /// Kinds that were not listed yet.
     missing: BTreeSet<Kind>,
     /// Kinds that cannot be followed, why, and since when.
@@ -63,6 +64,7 @@ impl Kube {
         Self {
             news,
             batch: Vec::new(),
+            started: Instant::now(),
             missing: Kind::ALL.into(),
             down: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -112,8 +114,7 @@ impl Kube {
                 self.unreadable.remove(&key);
                 Some(Update::Delete { key, uid })
             }
-            News::Down(kind, problem) => {
-                let since = self.down.get(&kind).map_or_else(Instant::now, |(_, since)| *since);
+            News::Down(kind, problem, since) => {
                 self.down.insert(kind, (problem, since));
                 None
             }
@@ -129,11 +130,15 @@ impl Kube {
         self.missing.iter().copied()
     }
 
-    /// How long ago each kind was last followed; zero: it is.
+    /// How long ago each kind was last followed, or since when it is waited for; zero: it is followed.
     pub fn sync_ages(&self) -> impl Iterator<Item = (Kind, Duration)> {
-        Kind::ALL
-            .into_iter()
-            .map(|kind| (kind, self.down.get(&kind).map_or(Duration::ZERO, |(_, since)| since.elapsed())))
+        Kind::ALL.into_iter().map(|kind| {
+            let since = match self.missing.contains(&kind) {
+                true => Some(self.started),
+                false => self.down.get(&kind).map(|(_, since)| *since),
+            };
+            (kind, since.map_or(Duration::ZERO, |since| since.elapsed()))
+        })
     }
 
     /// Posts an Event for each problem of an object that is new.

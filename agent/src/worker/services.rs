@@ -74,7 +74,7 @@ mod tests {
     fn listed(name: &str, endpoints: &[u8]) -> [Change; 1] {
         let endpoint = |last: &u8| {
             let addr = EndpointAddr::new(([10, 1, 0, *last], 1).into());
-            Endpoint { addr, identity: addr.to_string().into() }
+            Endpoint { addr, identity: addr.to_string().into(), place: None }
         };
         let service = Service {
             id: 1,

@@ -347,7 +347,7 @@ fn an_endpoint_that_left_while_it_was_ejected_is_fresh_when_another_pod_has_its_
     let mut listed: Service = (*service(&[endpoint(1), endpoint(2), endpoint(3)])).clone();
     let renamed = |e: &Endpoint| {
         let identity: Arc<str> = if e.addr == endpoint(2) { "another pod".into() } else { Arc::clone(&e.identity) };
-        Endpoint { addr: e.addr, identity }
+        Endpoint { identity, ..e.clone() }
     };
     listed.endpoints = listed.endpoints.iter().map(renamed).collect();
     t.s.world.accepted.entry(endpoint(2)).or_default();

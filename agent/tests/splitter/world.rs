@@ -175,7 +175,10 @@ pub fn service(endpoints: &[EndpointAddr]) -> Arc<Service> {
         addr: ServiceAddr::new(([10, 96, 0, 10], 50051).into()),
         name: ServicePortName { namespace: "default".into(), service: "echo".into(), port: "grpc".into() },
         balancing: Policy::RoundRobin.into(),
-        endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into() }).collect(),
+        endpoints: endpoints
+            .iter()
+            .map(|addr| Endpoint { addr: *addr, identity: addr.to_string().into(), place: None })
+            .collect(),
         scope: Scope::All,
         usable: endpoints.len() as u32,
     })

@@ -144,7 +144,7 @@ pub(crate) fn pod(cookie: NetnsCookie, listener: TcpListener) -> Pod {
 pub(crate) fn listed(endpoints: &[SocketAddr]) -> Arc<[Change]> {
     let endpoints: Arc<[Endpoint]> = endpoints
         .iter()
-        .map(|addr| Endpoint { addr: EndpointAddr::new(*addr), identity: addr.to_string().into() })
+        .map(|addr| Endpoint { addr: EndpointAddr::new(*addr), identity: addr.to_string().into(), place: None })
         .collect();
     let service = Service {
         id: 1,

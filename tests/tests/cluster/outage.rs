@@ -19,6 +19,9 @@ const ENDPOINTS: usize = 6;
 const STREAMS: u64 = 20;
 const LOAD: [&str; 8] = ["--rate", "1000", "--connections", "2", "--streams", "10", "--duration", "30m"];
 
+/// Of objects, which an agent follows.
+const KINDS: usize = 5;
+
 /// Within which the agents' table is to be right after the API server is back.
 const RIGHT_WITHIN: Duration = Duration::from_secs(5);
 /// The machine may be a slow one, and busy.
@@ -58,11 +61,17 @@ fn outage(length: Duration, after: impl FnOnce(&Namespace, &Pages, Instant) -> R
     let load = space.load_inside(&client, &[&["run", &space.target("echo")?], &LOAD[..]].concat())?;
     let all = takers(&client)?;
     ensure!(all.len() == ENDPOINTS && victims.iter().all(|(ip, _)| all.contains(ip)), "{all:?}");
+    let followed = pages.sync_ages()?;
+    ensure!(followed.iter().all(|(_, age)| *age == 0.0), "not all is followed: {followed:?}");
 
+    let before = Instant::now();
     let away = Away::stop(cluster)?;
     let start = Instant::now();
     cluster.wait_until("the agents to say that the API server is away", || pages.all(complains))?;
     println!("away: every agent's status says so {:.1} s later", start.elapsed().as_secs_f64());
+    let age = || Ok(pages.sync_ages()?.iter().all(|(_, age)| *age > 0.0));
+    cluster.wait_until("the age of all that is followed to rise", age)?;
+    let (ageing, young) = (Instant::now(), pages.sync_ages()?);
     victims.iter().try_for_each(|(_, inside)| inside.kill())?;
     println!("away: killed {:?}", victims.iter().map(|(ip, _)| ip).collect::<Vec<_>>());
     while start.elapsed() < length {
@@ -71,6 +80,12 @@ fn outage(length: Duration, after: impl FnOnce(&Namespace, &Pages, Instant) -> R
     }
     let served = takers(&client)?;
     ensure!(pages.all(complains)?, "an agent says nothing of the API server that is away");
+    let least = ageing.elapsed().as_secs_f64();
+    let old = pages.sync_ages()?;
+    let most = before.elapsed().as_secs_f64();
+    println!("away: sluice_source_sync_age_seconds of every agent, between {least:.1} s and {most:.1} s: {old:?}");
+    let grown = |((of, young), (now, old)): (&Age, &Age)| of == now && young < old && (least..=most).contains(old);
+    ensure!(young.len() == old.len() && young.iter().zip(&old).all(grown), "{young:?}, then {old:?}");
     away.end()?;
 
     let back = Instant::now();
@@ -82,6 +97,8 @@ fn outage(length: Duration, after: impl FnOnce(&Namespace, &Pages, Instant) -> R
     println!("back: a change made at once is in every agent's table {:.1} s later", right.as_secs_f64());
     cluster.wait_until("the agents to be content", || pages.all(|page| !complains(page)))?;
     println!("back: no agent's status complains {:.1} s later", back.elapsed().as_secs_f64());
+    let young = || Ok(pages.sync_ages()?.iter().all(|(_, age)| *age == 0.0));
+    cluster.wait_until("all to be followed again", young)?;
     after(&space, &pages, back)?;
     let report = load.stop()?;
     println!(
@@ -166,6 +183,9 @@ fn takers(client: &Inside) -> Result<BTreeSet<IpAddr>> {
     Ok(after.iter().filter(more).map(|(peer, _)| peer.ip()).collect())
 }
 
+/// Node and kind of object, and how many seconds ago the agent there last followed those objects.
+type Age = (String, f64);
+
 /// The agents' pages, asked for on their nodes.
 struct Pages {
     cluster: &'static Cluster,
@@ -199,6 +219,21 @@ impl Pages {
             }
         }
         Ok(true)
+    }
+
+    /// In the same order each time.
+    fn sync_ages(&self) -> Result<Vec<Age>> {
+        let mut ages = Vec::new();
+        for agent in &self.agents {
+            let page = self.page(agent, "metrics")?;
+            for line in page.lines().filter(|line| line.starts_with("sluice_source_sync_age_seconds{")) {
+                let (series, age) = line.rsplit_once(' ').context("a sample")?;
+                let kind = series.split('"').nth(1).context("a kind")?;
+                ages.push((format!("{} {kind}", agent.0), age.parse()?));
+            }
+        }
+        ensure!(ages.len() == self.agents.len() * KINDS, "{ages:?}");
+        Ok(ages)
     }
 
     /// An error unless every agent is live and ready.

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use testbed::scene::{Backend, PORT, in_turn, serve, wait_for};
 use testbed::{Agent, Node, Service};
 
 use crate::peers::{ADD, Client, Endpoint};
-use crate::scene::{Backend, PORT, calls, in_turn, serve, wait_for};
+use crate::scene::calls;
 
 /// Those of an agent's lines that are JSON. What it says otherwise goes the same way here.
 fn lines(agent: &Agent) -> Result<Vec<Value>> {
@@ -27,7 +28,7 @@ impl Scene {
     fn new(share: &str) -> Result<Self> {
         let node = Node::new()?;
         let backends =
-            ["one", "two"].map(|name| Backend::start(&node, name, &[])).into_iter().collect::<Result<Vec<_>>>()?;
+            ["one", "two"].map(|name| Backend::start(&node, name)).into_iter().collect::<Result<Vec<_>>>()?;
         let service = serve(&node, in_turn("echo"), backends.iter().map(|it| &it.pod))?;
         let client = node.pod("client")?;
         let agent = node.agent().workers(2).arg("--access-log").arg(share).start()?;

@@ -6,9 +6,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use testbed::scene::wait_for;
 use testbed::{Agent, Launch, Node, Tap, program, taps};
-
-use crate::scene::wait_for;
 
 /// The program, with the address of a running agent.
 #[derive(Clone, Copy)]

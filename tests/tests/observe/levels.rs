@@ -1,11 +1,12 @@
 //! `sluice-agent log-level`: what the kernel programs and the agent say is changed while they run, and a slip changes nothing.
 
 use anyhow::{Result, ensure};
+use testbed::scene::{in_turn, serve, wait_for};
 use testbed::{Agent, Node, Service};
 
 use crate::cli::Cli;
 use crate::peers::{Client, Endpoint};
-use crate::scene::{enrolled, in_turn, serve, wait_for};
+use crate::scene::enrolled;
 
 struct Scene {
     service: Service,

@@ -3,10 +3,10 @@
 
 use anyhow::{Result, ensure};
 use testbed::Node;
+use testbed::scene::{in_turn, serve, wait_for};
 
 use crate::cli::Cli;
 use crate::peers::{ADD, Client, Endpoint};
-use crate::scene::{in_turn, serve, wait_for};
 
 #[test]
 fn another_user_is_refused_with_a_clear_word_and_is_shown_nothing() -> Result<()> {

@@ -13,6 +13,7 @@ mod page;
 mod peers;
 mod reasons;
 mod scene;
+mod scrape;
 mod stage;
 mod tap;
 mod top;

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use testbed::scene::{in_turn, serve};
 use testbed::{Node, PodSpec};
 
 use crate::cli::Cli;
 use crate::peers::{ADD, Client, Endpoint};
-use crate::scene::{in_turn, list, serve};
+use crate::scene::list;
 
 #[test]
 fn the_kernels_maps_in_words_are_what_the_status_says() -> Result<()> {

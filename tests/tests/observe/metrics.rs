@@ -9,15 +9,15 @@ use std::net::{SocketAddr, TcpStream};
 use anyhow::{Context, Result, bail, ensure};
 use sluice_agent::admin::families::{ALL, Kind};
 use testbed::Agent;
+use testbed::scene::{wait_for, with_log};
 
 use crate::causes::{Cause, Move, OF_ITSELF, WHILE_IT_SERVES};
-use crate::scene::{wait_for, with_log};
 use crate::stage::Stage;
 
 /// Those that nothing on a node moves honestly.
 const UNMOVED: [(&str, &str); 2] = [
     ("sluice_build_info", "a constant; its version is that of the status"),
-    ("sluice_source_sync_age_seconds", "a folder is always followed; that of an API server rises while it is away"),
+    ("sluice_source_sync_age_seconds", "a folder is always followed; the cluster's tests take the API server away"),
 ];
 
 #[test]

@@ -2,14 +2,15 @@
 
 use anyhow::{Result, ensure};
 use testbed::Node;
+use testbed::scene::{Backend, PORT, in_turn, serve, with_log};
 
-use crate::scene::{Backend, PORT, calls, in_turn, load, serve, with_log};
+use crate::scene::{calls, load};
 
 #[test]
 fn the_page_shows_services_and_shares_in_a_browser() -> Result<()> {
     let node = Node::new()?;
     let backends =
-        ["one", "two", "three"].map(|name| Backend::start(&node, name, &[])).into_iter().collect::<Result<Vec<_>>>()?;
+        ["one", "two", "three"].map(|name| Backend::start(&node, name)).into_iter().collect::<Result<Vec<_>>>()?;
     let service = serve(&node, in_turn("echo"), backends.iter().map(|it| &it.pod))?;
     let client = node.pod("client")?;
     let agent = node.agent().workers(2).start()?;
@@ -17,7 +18,7 @@ fn the_page_shows_services_and_shares_in_a_browser() -> Result<()> {
     let _load = load(&client, &service, &["--rate", "100", "--duration", "600s"])?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/page/check.py");
     let (url, endpoint) = (format!("http://{}/", agent.admin()), format!("{}:{PORT}", backends[1].pod.ip4()));
-    let check = node.command("python3").arg(script).args([&url, "default/echo:grpc", &endpoint]).output()?;
+    let check = node.command("python3").arg(script).args([&url, "default/echo:grpc", &endpoint, "two"]).output()?;
     let said = format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     println!("{said}");
     with_log(&agent, if check.status.success() { Ok(()) } else { Err(anyhow::anyhow!("{script}: {said}")) })?;

@@ -17,10 +17,9 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use testbed::scene::{PORT, SOON};
 use testbed::{Node, Pod, PodSpec, Process};
 use tokio::runtime::Handle;
-
-use crate::scene::{PORT, SOON};
 
 /// A call of no meaning to anybody but the tests.
 pub(crate) const ADD: &str = "/shop.Cart/Add";

@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use testbed::scene::{PORT, SOON, in_turn, serve, wait_for, with_log};
 use testbed::{Agent, Node, Pod, PodSpec, PortSpec, ServiceSpec};
 
 use crate::cli::Cli;
 use crate::peers::{ADD, Client, Endpoint};
-use crate::scene::{PORT, SOON, in_turn, list, name, serve, wait_for, with_log};
+use crate::scene::{list, name};
 
 /// What is to be said of a pod's connections.
 struct Told<'a> {

@@ -4,10 +4,11 @@
 use std::any::Any;
 
 use anyhow::Result;
+use testbed::scene::{Backend, in_turn, serve, wait_for};
 use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
 
 use crate::peers::{Client, Connection, Endpoint};
-use crate::scene::{Backend, in_turn, list, serve, wait_for};
+use crate::scene::list;
 
 /// A node with an agent, a client pod, and an endpoint that answers as it is told.
 pub(crate) struct Stage {
@@ -47,7 +48,7 @@ impl Stage {
     }
 
     pub(crate) fn backend(&self, name: &str, options: &[&str]) -> Result<Backend> {
-        Backend::start(&self.node, name, options)
+        Backend::start_with(&self.node, name, options)
     }
 
     pub(crate) fn wait_known(&self, service: &Service, least: usize) -> Result<()> {

@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use testbed::scene::{PORT, in_turn, serve, wait_for, with_log};
 use testbed::{Agent, Node, Service, Tap};
 
 use crate::cli::{Cli, ends};
 use crate::peers::{ADD, Client, Endpoint};
-use crate::scene::{PORT, enrolled, in_turn, list, serve, wait_for, with_log};
+use crate::scene::{enrolled, list};
 
 /// Calls of which the time until they are shown is taken.
 const CALLS: usize = 20;

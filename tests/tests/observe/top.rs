@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use testbed::scene::{Backend, in_turn, serve, with_log};
 use testbed::{Agent, Node, Pod, Process, Service};
 
 use crate::cli::Cli;
-use crate::scene::{Backend, calls, in_turn, list, load, serve, with_log};
+use crate::scene::{calls, list, load};
 
 /// Calls a second.
 const RATE: f64 = 300.0;
@@ -23,7 +24,7 @@ struct Scene {
 impl Scene {
     fn new() -> Result<Self> {
         let node = Node::new()?;
-        let start = |number| Backend::start(&node, &format!("echo-{number}"), &[]);
+        let start = |number| Backend::start(&node, &format!("echo-{number}"));
         let backends = (1..=3).map(start).collect::<Result<Vec<_>>>()?;
         let service = serve(&node, in_turn("echo"), backends.iter().map(|it| &it.pod))?;
         let client = node.pod("client")?;

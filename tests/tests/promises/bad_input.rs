@@ -11,10 +11,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use testbed::scene::{Backend, serve, wait_for, with_log};
 use testbed::{Agent, Launch, Node, Pod, Service, program};
 
 use crate::probe::{Probe, spread};
-use crate::scene::{Backend, Load, calls_of, echo, serve, wait_for, with_log};
+use crate::scene::{Load, calls_of, echo};
 
 const ENDPOINTS: usize = 3;
 const CALLS: u64 = 3_000;

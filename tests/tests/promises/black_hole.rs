@@ -4,9 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use testbed::scene::{Backend, serve, wait_for, with_log};
 use testbed::{Node, Pod};
 
-use crate::scene::{Backend, Load, calls_of, echo, pod_line, serve, traffic, wait_for, with_log};
+use crate::scene::{Load, calls_of, echo, pod_line, traffic};
 
 const CALLS: u64 = 5_000;
 const RATE: &str = "500";
@@ -25,7 +26,7 @@ fn gets_no_new_calls_and_loses_none(what: &str, hooks: &[&str]) -> Result<()> {
     let [lost, others @ ..] = &backends[..] else { unreachable!("three") };
     drop_packets(&lost.pod, hooks)?;
     let start = Instant::now();
-    let address = format!("{}:{}", lost.pod.ip4(), crate::scene::PORT);
+    let address = format!("{}:{}", lost.pod.ip4(), testbed::scene::PORT);
     with_log(
         &agent,
         wait_for("the endpoint to be ejected, long before its connection is given up", || {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use testbed::scene::{Backend, serve, wait_for, with_log};
 use testbed::{Agent, Node, Pod, Service};
 
 use crate::probe::{Connection, Probe, redirected, spread};
-use crate::scene::{Backend, Load, calls_of, echo, serve, verdict, wait_for, with_log};
+use crate::scene::{Load, calls_of, echo, verdict};
 
 const ENDPOINTS: usize = 3;
 /// Connects that must all reach a backend while there is no agent that works.

@@ -8,10 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use testbed::scene::{Backend, PORT, serve, with_log};
 use testbed::{Agent, Node, PodSpec, find_tool};
 
 use crate::probe::{Probe, redirected};
-use crate::scene::{Backend, PORT, echo, pod_line, serve, with_log};
+use crate::scene::{echo, pod_line};
 
 const MAPS: [&str; 8] = ["SERVICES", "PODS", "HEARTBEAT", "ORIGINAL", "FLOWS", "UNENROLLED", "COUNTERS", "CONFIG"];
 const PROGRAMS: [&str; 5] = ["sluice_connect4", "sluice_connect6", "sluice_peer4", "sluice_peer6", "sluice_sockops"];

@@ -6,10 +6,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use testbed::scene::{Backend, PORT, serve, wait_for, with_log};
 use testbed::{Agent, Node, Pod, PodSpec, PortSpec, Service, ServiceSpec};
 
 use crate::probe::{Connection, Probe, peer};
-use crate::scene::{Backend, PORT, echo, pod_line, serve, traffic, verdicts, wait_for, with_log};
+use crate::scene::{echo, pod_line, traffic, verdicts};
 
 /// Connects of each kind.
 const CONNECTS: usize = 5;

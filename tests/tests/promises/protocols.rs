@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use testbed::scene::{Backend, PORT, SOON, serve, wait_for, with_log};
 use testbed::{Agent, Node, Pod, Process, Service, target_folder};
 
 use crate::probe::{Probe, peer, redirected, spread};
-use crate::scene::{Backend, PORT, SOON, echo, serve, traffic, wait_for, with_log};
+use crate::scene::{echo, traffic};
 
 /// Two pods that run `script` with python3 on the Service's port, one client pod, the agent.
 struct Scene {

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use testbed::scene::{Backend, PORT, serve};
 use testbed::{Node, ServiceSpec};
 
 use crate::probe::Probe;
-use crate::scene::{Backend, Load, PORT, calls_of, echo, monotonic_ns, serve, wait_endpoints};
+use crate::scene::{Load, calls_of, echo, monotonic_ns, wait_endpoints};
 
 /// Calls of each load that must not notice, and calls per second.
 const CALLS: u64 = 20_000;
@@ -58,7 +59,7 @@ fn leaves_unnoticed(leave: impl FnOnce(&testbed::Service, &mut Backend) -> Resul
     let load = Load::start(&node, &client, &service, &options)?;
     thread::sleep(Duration::from_secs(2));
     leave(&service, &mut backends[0])?;
-    let result = crate::scene::with_log(&agent, load.finish_without_failure(CALLS))?;
+    let result = testbed::scene::with_log(&agent, load.finish_without_failure(CALLS))?;
     let calls: Vec<_> = backends.iter().map(|backend| calls_of(&result, backend)).collect();
     println!("calls by endpoint, the first one left: {calls:?}; latency {}", result["latency_us"]);
     let (left, stayed) = (calls[0], calls[1..].iter().min().copied().unwrap_or(0));

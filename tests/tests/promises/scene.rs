@@ -1,73 +1,18 @@
-//! What the promises stand in: backend pods with `loadtest server`, `loadtest run` as the load, and the agent's counters
-//! by name. In: a node; out: guards and figures. Judges nothing.
+//! What the promises look at: `loadtest run` as the load, and the agent's counters by name. In: a node; out: guards and
+//! figures. Judges nothing.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use testbed::scene::{Backend, PORT, in_turn, wait_for};
 use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec, program};
 
-pub(crate) const PORT: u16 = 50051;
-
-/// For what takes milliseconds, on a machine that may be busy.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-
-/// A pod with an Echo server.
-pub(crate) struct Backend {
-    pub(crate) pod: Pod,
-    pub(crate) server: Process,
-}
-
-impl Backend {
-    pub(crate) fn start(node: &Node, name: &str) -> Result<Self> {
-        Self::start_with(node, name, &[])
-    }
-
-    /// With further options of `loadtest server`.
-    pub(crate) fn start_with(node: &Node, name: &str, options: &[&str]) -> Result<Self> {
-        let pod = node.pod(name)?;
-        let server = pod
-            .command(program("loadtest")?)
-            .args(["server", "--listen", &format!("[::]:{PORT}"), "--pod", name])
-            .args(options)
-            .stdout(Stdio::null())
-            .spawn()?;
-        pod.wait_listening(PORT, SOON)?;
-        Ok(Self { pod, server })
-    }
-
-    /// `echo-1`, `echo-2`, …
-    pub(crate) fn start_some(node: &Node, count: usize) -> Result<Vec<Self>> {
-        (1..=count).map(|number| Self::start(node, &format!("echo-{number}"))).collect()
-    }
-
-    /// SIGTERM, then the process's own end, which must be a clean one.
-    pub(crate) fn terminate(&mut self) -> Result<()> {
-        self.server.signal(libc::SIGTERM)?;
-        let status = self.server.wait()?;
-        ensure!(status.success(), "{}: {status}", self.pod.name());
-        Ok(())
-    }
-}
-
-/// A Service with these pods behind it.
-pub(crate) fn serve<'a>(
-    node: &Node,
-    spec: ServiceSpec,
-    backends: impl IntoIterator<Item = &'a Backend>,
-) -> Result<Service> {
-    let service = node.service(spec)?;
-    backends.into_iter().try_for_each(|backend| service.add_endpoint(&backend.pod))?;
-    Ok(service)
-}
-
-/// A gRPC Service named `echo`, balanced in turn, so that shares are exact.
+/// A gRPC Service named `echo`, balanced in turn.
 pub(crate) fn echo() -> ServiceSpec {
-    ServiceSpec::grpc("echo", PORT).annotation("sluice.dev/load-balancer", "round-robin")
+    in_turn("echo")
 }
 
 /// A `loadtest run` under way.
@@ -137,20 +82,6 @@ pub(crate) fn pod_line<'a>(status: &'a Value, pod: &Pod) -> Result<&'a Value> {
     pods.iter().find(|line| line["uid"] == pod.uid()).with_context(|| format!("{} is not enrolled", pod.name()))
 }
 
-/// Waits until `done` gives something; an error with `what` if it does not do so soon.
-pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(value) = done()? {
-            return Ok(value);
-        }
-        if Instant::now() > deadline {
-            bail!("not within {SOON:?}: {what}");
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// Waits until the agent knows so many usable endpoints of the Service's first port, IPv4.
 pub(crate) fn wait_endpoints(agent: &Agent, service: &Service, count: usize) -> Result<()> {
     let address = service.address4().to_string();
@@ -169,13 +100,4 @@ pub(crate) fn monotonic_ns() -> i64 {
     // SAFETY: the pointer is to a timespec of ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec * 1_000_000_000 + now.tv_nsec
-}
-
-/// Adds the agent's log to an error.
-pub(crate) fn with_log<T>(agent: &Agent, result: Result<T>) -> Result<T> {
-    result.with_context(|| {
-        let log = agent.log().unwrap_or_else(|error| format!("{error:#}"));
-        let lines: Vec<_> = log.lines().collect();
-        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
-    })
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use testbed::scene::with_log;
 use testbed::{Agent, Node, Pod, Process, Service, ServiceSpec};
 use tokio::sync::watch;
 
@@ -188,11 +189,7 @@ pub(crate) async fn http2(stream: TcpStream, window: u32) -> Result<(SendRequest
 /// Runs a test's body; an error of it comes with the agent's last words.
 pub(crate) fn run(scene: &Scene, body: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(body).with_context(|| {
-        let log = scene.agent.log().unwrap_or_else(|error| format!("{error:#}"));
-        let lines: Vec<_> = log.lines().collect();
-        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
-    })
+    with_log(&scene.agent, runtime.block_on(body))
 }
 
 /// For what a peer is to do in a moment.

@@ -10,6 +10,7 @@ fn listing(id: u8, endpoints: &[(&str, &str)]) -> Arc<Service> {
     let endpoint = |(addr, identity): &(&str, &str)| Endpoint {
         addr: EndpointAddr::new(addr.parse().unwrap()),
         identity: (*identity).into(),
+        place: None,
     };
     Arc::new(Service {
         id: id.into(),

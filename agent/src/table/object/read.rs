@@ -9,12 +9,13 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, Unexpected, Visitor};
 
 use super::intern::Interner;
-use super::slice::Hints;
+use super::slice::{Hints, Place};
 
 thread_local! {
     // Of the thread that reads: a source has one.
     static NAMES: RefCell<Interner<str>> = RefCell::new(Interner::new());
     static HINTS: RefCell<Interner<Hints>> = RefCell::new(Interner::new());
+    static PLACES: RefCell<Interner<Place>> = RefCell::new(Interner::new());
 }
 
 /// A name that many objects have: held once.
@@ -76,6 +77,12 @@ pub(super) fn hints<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Arc<Hints
     let Some(written) = Option::<Written>::deserialize(de)? else { return Ok(None) };
     let hints = Hints { zones: names(written.for_zones), nodes: names(written.for_nodes) };
     Ok((hints != Hints::default()).then(|| HINTS.with_borrow_mut(|known| known.get(hints))))
+}
+
+/// As few as there are nodes.
+pub(super) fn place(node: Option<Arc<str>>, zone: Option<Arc<str>>) -> Option<Arc<Place>> {
+    let place = Place { node, zone };
+    (place != Place::default()).then(|| PLACES.with_borrow_mut(|known| known.get(place)))
 }
 
 pub(super) fn finished<'de, D: Deserializer<'de>>(de: D) -> Result<bool, D::Error> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Unexpected};
 
-use super::read::{hints, interned_or_empty, null_is_default, optional_interned, optional_port};
+use super::read::{hints, interned_or_empty, null_is_default, optional_interned, optional_port, place};
 use super::{Metadata, Protocol};
 
 /// Some of a Service's endpoints, all of one address family.
@@ -57,30 +57,62 @@ impl AddressType {
 
 /// One endpoint of a slice.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "Written")]
 pub struct SliceEndpoint {
-    #[serde(deserialize_with = "null_is_default")]
     pub addresses: Box<[SliceAddress]>,
-    #[serde(default, deserialize_with = "null_is_default")]
     pub conditions: Conditions,
-    /// The UID of what stands behind it: a Pod, as a rule. None in slices made by hand.
-    #[serde(default, rename = "targetRef", deserialize_with = "target_uid")]
-    pub target_uid: Option<Arc<str>>,
-    /// Where it runs.
-    #[serde(default, deserialize_with = "optional_interned")]
-    pub node_name: Option<Arc<str>>,
+    /// The UID of what stands behind it, and if that is a Pod, as a rule, a space and its name: one piece of memory for both.
+    /// None in slices made by hand.
+    pub target: Option<Arc<str>>,
+    /// Where it runs, as far as that is said.
+    pub place: Option<Arc<Place>>,
     /// Who is to use it, by the word of the control plane. None: it says nothing.
-    #[serde(default, deserialize_with = "hints")]
     pub hints: Option<Arc<Hints>>,
 }
 
-fn target_uid<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Arc<str>>, D::Error> {
-    #[derive(Deserialize)]
-    struct TargetRef {
-        #[serde(default)]
-        uid: Option<Arc<str>>,
+/// A node and its zone. Many endpoints have it in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub node: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
+}
+
+/// An endpoint as it is in the API.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    #[serde(deserialize_with = "null_is_default")]
+    addresses: Box<[SliceAddress]>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    conditions: Conditions,
+    #[serde(default)]
+    target_ref: Option<TargetRef>,
+    #[serde(default, deserialize_with = "optional_interned")]
+    node_name: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "optional_interned")]
+    zone: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "hints")]
+    hints: Option<Arc<Hints>>,
+}
+
+#[derive(Deserialize)]
+struct TargetRef {
+    #[serde(default)]
+    kind: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    uid: Option<String>,
+}
+
+impl From<Written> for SliceEndpoint {
+    fn from(Written { addresses, conditions, target_ref, node_name, zone, hints }: Written) -> Self {
+        let target = target_ref.and_then(|TargetRef { kind, name, uid }| {
+            let name = name.filter(|_| kind.as_deref() == Some("Pod"));
+            Some([uid?, name.map(|name| format!(" {name}")).unwrap_or_default()].concat().into())
+        });
+        Self { addresses, conditions, target, place: place(node_name, zone), hints }
     }
-    Ok(Option::<TargetRef>::deserialize(de)?.and_then(|it| it.uid))
 }
 
 /// `hints` of an endpoint: the zones and Nodes whose clients are to use it. Made of `trafficDistribution`.

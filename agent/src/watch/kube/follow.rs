@@ -2,7 +2,7 @@
 //! where it broke, takes bookmarks, and lists anew after 410 Gone; out: news in order, a list as one piece when it is
 //! complete. Tries for ever, with pauses.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt};
 use kube::runtime::watcher::{Error, Event};
@@ -38,8 +38,8 @@ pub(super) enum News {
     /// It has changed, and cannot be read as it is now.
     Unreadable(Key, Problem),
     Deleted(Key, Option<std::sync::Arc<str>>),
-    /// The kind cannot be followed.
-    Down(Kind, Problem),
+    /// The kind cannot be followed, since then.
+    Down(Kind, Problem, Instant),
     /// It can again.
     Up(Kind),
 }
@@ -50,7 +50,8 @@ where
     T: Watched,
     S: Stream<Item = Result<Event<Wire<T>>, Error>>,
 {
-    let mut follower = Follower { news, objects: Vec::new(), unreadable: Vec::new(), down: false, listed: false };
+    let mut follower =
+        Follower { news, objects: Vec::new(), unreadable: Vec::new(), lost: None, down: false, listed: false };
     while follower.follow(watch()).await.is_ok() {}
 }
 
@@ -59,6 +60,9 @@ struct Follower {
     /// What has come so far of a list.
     objects: Vec<Object>,
     unreadable: Vec<(Key, Problem)>,
+    /// When a watch broke or could not begin, unless one has gone well since.
+    lost: Option<Instant>,
+    /// It was said that the kind cannot be followed.
     down: bool,
     /// All of the kind were known once.
     listed: bool,
@@ -74,8 +78,10 @@ impl Follower {
         let mut pause = FIRST_PAUSE;
         let mut refused = 0;
         loop {
-            let next =
-                if self.down { tokio::time::timeout(WELL_AFTER, events.next()).await } else { Ok(events.next().await) };
+            let next = match self.lost {
+                Some(_) => tokio::time::timeout(WELL_AFTER, events.next()).await,
+                None => Ok(events.next().await),
+            };
             let Ok(next) = next else {
                 // A watch that was taken up again says nothing until something happens.
                 self.up::<T>().await?;
@@ -97,10 +103,11 @@ impl Follower {
                 Err(error) => error,
             };
             tracing::debug!(kind = %T::KIND, %error, "the watch has failed");
+            let lost = *self.lost.get_or_insert_with(Instant::now);
             // One that breaks after it was well is taken up again, and only then it shows whether something is wrong.
             if !matches!(error, Error::WatchFailed(_)) {
                 self.down = true;
-                self.news.send(News::Down(T::KIND, cannot_follow(T::KIND, &error, self.listed))).await?;
+                self.news.send(News::Down(T::KIND, cannot_follow(T::KIND, &error, self.listed), lost)).await?;
             }
             tokio::time::sleep(pause.mul_f32(0.5 + fastrand::f32() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -112,6 +119,7 @@ impl Follower {
     }
 
     async fn up<T: Watched>(&mut self) -> Result<(), SendError<News>> {
+        self.lost = None;
         if std::mem::take(&mut self.down) { self.news.send(News::Up(T::KIND)).await } else { Ok(()) }
     }
 

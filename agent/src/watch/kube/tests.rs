@@ -2,7 +2,7 @@
 //! API server does is seen on a real cluster.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -59,6 +59,10 @@ impl World {
         all
     }
 
+    fn age(&self, kind: Kind) -> Duration {
+        self.kube.sync_ages().find(|(of, _)| *of == kind).unwrap().1
+    }
+
     fn has(&self, name: &str) -> bool {
         let key = Key { kind: Kind::Service, namespace: "shop".into(), name: name.into() };
         self.catalog.uid(&key).is_some()
@@ -102,6 +106,7 @@ async fn it_is_synced_when_all_pages_of_all_kinds_are_read_and_each_kind_is_told
     let mut world =
         World::new(|api| (0..count).for_each(|n| api.put("services", "shop", &format!("s{n}"), service()))).await;
     assert_eq!(world.kube.missing().count(), Kind::ALL.len());
+    assert!(!world.age(Kind::Service).is_zero(), "it is waited for");
     let updates = world.until(|world| world.kube.missing().next().is_none()).await;
     let sizes = updates.iter().filter_map(|update| match update {
         Update::Reset { kind: Kind::Service, objects, .. } => Some(objects.len()),
@@ -186,8 +191,14 @@ async fn history_that_was_put_back_is_listed_anew() {
 #[tokio::test]
 async fn an_api_server_that_is_away_is_a_problem_that_goes_by_itself_and_nothing_is_forgotten() {
     let mut world = World::synced(|api| api.put("services", "shop", "cart", service())).await;
+    assert!(Kind::ALL.into_iter().all(|kind| world.age(kind).is_zero()));
+    let left = Instant::now();
     world.api.go_away().await;
     world.until(|world| world.kube.problems().len() == Kind::ALL.len()).await;
+    for kind in Kind::ALL {
+        let age = world.age(kind);
+        assert!(!age.is_zero() && age <= left.elapsed() && age < world.age(kind), "{kind}: {age:?}");
+    }
     let problem = world.kube.problems()[0].to_string();
     assert!(problem.contains("refused") && problem.contains("the last known objects serve on"), "{problem}");
     assert!(world.has("cart"));
@@ -196,6 +207,7 @@ async fn an_api_server_that_is_away_is_a_problem_that_goes_by_itself_and_nothing
     world.until(|world| world.has("later")).await;
     // Of the kinds of which there is no news, too.
     world.until(|world| world.kube.problems().is_empty()).await;
+    assert!(Kind::ALL.into_iter().all(|kind| world.age(kind).is_zero()));
 }
 
 #[tokio::test]
@@ -209,6 +221,8 @@ async fn what_is_forbidden_is_named_with_its_cure_and_taken_up_when_it_is_allowe
         "{problem}"
     );
     assert!(world.kube.missing().any(|kind| kind == Kind::EndpointSlice));
+    world.until(|world| world.kube.missing().count() == 1).await;
+    assert!(!world.age(Kind::EndpointSlice).is_zero() && world.age(Kind::Service).is_zero());
     world.api.forbid("endpointslices", false);
     world.until(|world| world.kube.problems().is_empty() && world.kube.missing().next().is_none()).await;
 }

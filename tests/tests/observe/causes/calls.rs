@@ -4,12 +4,13 @@ use std::io::Write;
 use std::net::{Ipv6Addr, TcpListener};
 
 use anyhow::{Context, ensure};
+use testbed::scene::{PORT, in_turn, serve};
 
 use super::Cause;
 use super::Move::Rises;
 use crate::cli::Cli;
 use crate::peers::ADD;
-use crate::scene::{PORT, enrolled, in_turn, serve};
+use crate::scene::enrolled;
 
 pub(super) const CAUSES: &[Cause] = &[
     Cause {

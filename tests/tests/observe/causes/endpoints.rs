@@ -2,11 +2,12 @@
 
 use anyhow::ensure;
 use testbed::ServiceSpec;
+use testbed::scene::{PORT, SOON, in_turn, serve};
 
 use super::Cause;
 use super::Move::{Below, Rises};
 use crate::peers::ADD;
-use crate::scene::{PORT, SOON, calls, in_turn, load, serve};
+use crate::scene::{calls, load};
 
 pub(super) const CAUSES: &[Cause] = &[
     Cause {

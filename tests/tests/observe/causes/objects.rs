@@ -3,12 +3,12 @@
 use std::any::Any;
 use std::fs;
 
+use testbed::scene::{PORT, in_turn, serve};
 use testbed::{PodSpec, PortSpec, ServiceSpec};
 
 use super::Cause;
 use super::Move::Rises;
 use crate::peers::Endpoint;
-use crate::scene::{PORT, in_turn, serve};
 
 pub(super) const CAUSES: &[Cause] = &[
     Cause {
