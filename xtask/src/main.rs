@@ -31,8 +31,11 @@ struct Cli {
 enum Task {
     /// Show on a simulated node what sluice changes: the same calls through kube-proxy and through sluice
     Demo(demo::Options),
-    /// Measure what a call costs in sluice and in HAProxy
+    /// Measure what calls cost: no proxy, sluice, HAProxy, nginx and Envoy side by side
     Bench(bench::Options),
+    /// What `bench` runs in a pod
+    #[command(name = bench::connects::TASK, hide = true)]
+    MeasureConnects(bench::connects::Options),
     /// Slow, failing, vanished and flapping pods, roll-outs, bursts and long streams: kube-proxy, sluice and Envoy side by side
     Scenarios(scenarios::Options),
     /// A simulated node as a playground
@@ -80,6 +83,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::MeasureConnects(options) => bench::connects::run(&options),
         Task::Scenarios(options) => scenarios::run(&options),
         Task::Node(NodeTask::Run(options)) => node::run(&options),
         Task::Image(options) => image::run(&options).map(|()| ExitCode::SUCCESS),

@@ -12,7 +12,7 @@ use crate::host::{self, step};
 use crate::scene;
 
 mod endpoints;
-mod envoy;
+pub(crate) mod envoy;
 mod hooks;
 
 use endpoints::{Endpoints, Server};

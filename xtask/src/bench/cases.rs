@@ -1,0 +1,282 @@
+//! The cases: what load each has, who takes part, and what is measured. In: entrants; out, a section for each table.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::connects;
+use super::figures::{CPU, CPU_BEFORE, Figure, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
+use super::load::{Load, Request};
+use super::peers::{Entrant, Peer};
+use super::site::{Endpoints, Plan, Programs, Site};
+use crate::host::step;
+
+/// Bytes of a small message's payload.
+const SMALL: usize = 32;
+const UNARY: &str = "unary, 32 bytes each way";
+const LARGE: usize = 64 << 10;
+/// Messages of a stream.
+const STREAM: u32 = 100;
+/// Where a number varies, the load is the same: so many calls per second, and in each measurement.
+const RATE: f64 = 4000.0;
+const CALLS: u64 = 4000;
+const IDLE_CONNECTIONS: u32 = 1000;
+/// Idle connections are looked at so long after they were dialled, for so long.
+const IDLE_AFTER: Duration = Duration::from_secs(4);
+const IDLE_FOR: Duration = Duration::from_secs(3);
+/// A client's one idle connection has two calls, this far apart: meanwhile it is idle.
+const IDLE_APART: f64 = 8.0;
+/// Nodes with so many pods are not there at the same time: the kernel has a thousand neighbours for all namespaces together
+/// (gc_thresh3), and each pod takes two.
+const MANY_PODS: usize = 100;
+const NODE_SERVICES: u16 = 100;
+const NODE_PODS: usize = 10;
+
+/// What is measured, in the order of the runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Case {
+    /// 10 connections with 20 calls open each
+    #[value(name = "10x20")]
+    Shared,
+    /// 50 connections with one call each
+    #[value(name = "50x1")]
+    Alone,
+    /// One call at a time: latency
+    #[value(name = "1x1")]
+    PingPong,
+    /// Messages of 64 KiB each way
+    #[value(name = "64k")]
+    Large,
+    /// A hundred messages in answer to each call
+    Streaming,
+    /// 1, 10, 100, 1000 connections at the same rate
+    Connections,
+    /// 1000 connections that do nothing: memory and CPU
+    Idle,
+    /// 1, 10, 100, 1000 endpoints at the same rate
+    Endpoints,
+    /// 1, 10, 100 client pods at the same rate
+    Pods,
+    /// Memory of a node with 100 Services and 10 client pods
+    Rss,
+    /// connect() with and without the agent's programs
+    Connects,
+}
+
+/// What a run has.
+pub(crate) struct Bench {
+    pub(crate) entrants: Vec<Entrant>,
+    pub(crate) programs: Programs,
+    pub(crate) rounds: u8,
+    /// Calls in a measurement of the first case; others have a part of it that takes about as long.
+    pub(crate) rpcs: u64,
+}
+
+impl Case {
+    /// Whether the nodes of the case before serve this one as well.
+    pub(crate) fn shares_sites(self) -> bool {
+        self < Self::Idle
+    }
+}
+
+impl Bench {
+    /// Nodes for those that take part.
+    pub(crate) fn sites(&self, plan: Plan, takes_part: impl Fn(Peer) -> bool) -> Result<Vec<Site>> {
+        let entrants = self.entrants.iter().filter(|entrant| takes_part(entrant.peer));
+        entrants.map(|entrant| Site::build(entrant, plan, &self.programs)).collect()
+    }
+
+    /// Measures a case; `shared` are nodes with 4 endpoints and a client. Each table goes to `show` when it is ready.
+    pub(crate) fn run(&self, case: Case, shared: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let small = |load| format!("{UNARY}, 4 endpoints, {load}");
+        let (name, about, load) = match case {
+            Case::Shared => ("10x20", small("10 connections × 20 calls"), Load::unary(self.rpcs, 10, 20, SMALL)),
+            Case::Alone => ("50x1", small("50 connections × 1 call"), Load::unary(self.rpcs / 2, 50, 1, SMALL)),
+            Case::PingPong => ("1x1", small("one call at a time"), Load::unary(self.rpcs / 10, 1, 1, SMALL)),
+            Case::Large => {
+                let about = "unary, 64 KiB each way, 4 endpoints, 10 connections × 2 calls".to_owned();
+                ("64k", about, Load::unary(self.rpcs / 25, 10, 2, LARGE))
+            }
+            Case::Streaming => {
+                let about = format!(
+                    "server streaming, {STREAM} messages of {SMALL} bytes a call, 4 endpoints, 10 connections × 2 calls"
+                );
+                let request = Request { payload: SMALL, responses: STREAM };
+                let load = Load { method: "ServerStream", request, ..Load::unary(self.rpcs / 50, 10, 2, SMALL) };
+                ("streaming", about, load)
+            }
+            Case::Connections => return self.connections(shared, show),
+            Case::Endpoints => return self.endpoints(show),
+            Case::Pods => return self.pods(show),
+            Case::Idle => return self.idle().and_then(show),
+            Case::Rss => return self.rss().and_then(show),
+            Case::Connects => return connects::section(&self.entrants, &self.programs, self.rounds).and_then(show),
+        };
+        show(self.compare(name, about, shared, self.rounds, &load)?)
+    }
+
+    fn connections(&self, sites: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        for connections in [1, 10, 100, 1000] {
+            let load = Load::unary(CALLS, connections, 100, SMALL).rate(RATE);
+            let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections");
+            show(self.compare(&format!("connections {connections}"), about, sites, self.sweep(), &load)?)?;
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        for endpoints in [1, 10, 100, 1000] {
+            let plan = Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
+            let sites = self.sites(plan, |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
+            let load = Load::unary(CALLS, 10, 100, SMALL).rate(RATE);
+            let about =
+                format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)");
+            show(self.compare(&format!("endpoints {endpoints}"), about, &sites, self.sweep(), &load)?)?;
+        }
+        Ok(())
+    }
+
+    fn pods(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        for pods in [1, 10, 100] {
+            let plan = Plan { clients: pods, ..Plan::default() };
+            let load = Load::unary(CALLS, pods as u32, 100, SMALL).rate(RATE);
+            let (name, mut about) = (
+                format!("pods {pods}"),
+                format!(
+                    "{UNARY}, 4 endpoints, {RATE} calls/s from so many client pods with a connection each; CPU and memory \
+                     of all sidecars together"
+                ),
+            );
+            if pods < MANY_PODS {
+                let sites = self.sites(plan, |peer| !peer.is_opaque())?;
+                show(self.compare(&name, about, &sites, self.sweep(), &load)?)?;
+                continue;
+            }
+            about += ", one proxy after the other";
+            let mut all: Option<Section> = None;
+            for entrant in self.entrants.iter().filter(|entrant| !entrant.peer.is_opaque()) {
+                step(&format!("making a node with {pods} client pods for {}", entrant.name));
+                let site = Site::build(entrant, plan, &self.programs)?;
+                let one = self.compare(&name, about.clone(), std::slice::from_ref(&site), self.sweep(), &load)?;
+                match &mut all {
+                    Some(all) => all.rows.extend(one.rows),
+                    None => all = Some(one),
+                }
+            }
+            all.map_or(Ok(()), &mut *show)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds where a number varies.
+    fn sweep(&self) -> u8 {
+        self.rounds.div_ceil(2)
+    }
+
+    /// The load through each, in turn, round after round. The first round warms up: connections, HPACK tables, caches.
+    fn compare(&self, name: &str, about: String, sites: &[Site], rounds: u8, load: &Load) -> Result<Section> {
+        let mut rows = rows(sites);
+        for round in 0..=usize::from(rounds) {
+            for turn in 0..sites.len() {
+                // Nobody comes always first, or always after the same one.
+                let i = (turn + round) % sites.len();
+                let measured = through(&sites[i], load).with_context(|| format!("{name}, {}", rows[i].name))?;
+                if round > 0 {
+                    rows[i].add(&measured);
+                }
+            }
+        }
+        let about = format!("{about}; {} calls a measurement, {rounds} rounds", load.calls);
+        Ok(Section { name: name.to_owned(), about, leading: CPU, rows })
+    }
+
+    /// All at the same time: nobody does anything.
+    fn idle(&self) -> Result<Section> {
+        let sites = self.sites(Plan::default(), |peer| peer != Peer::KubeProxy)?;
+        let calls = u64::from(IDLE_CONNECTIONS) * 2;
+        let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).rate(f64::from(IDLE_CONNECTIONS) / IDLE_APART);
+        let mut rows = rows(&sites);
+        for _ in 0..self.sweep() {
+            let measured: Vec<Result<_>> = thread::scope(|scope| {
+                let all: Vec<_> = sites.iter().map(|site| scope.spawn(|| while_idle(site, &load))).collect();
+                let join = |one: thread::ScopedJoinHandle<'_, _>| {
+                    one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                all.into_iter().map(join).collect()
+            });
+            for (row, measured) in rows.iter_mut().zip(measured) {
+                let name = row.name.clone();
+                row.add(&measured.with_context(|| format!("idle, {name}"))?);
+            }
+        }
+        let about = format!(
+            "{IDLE_CONNECTIONS} connections that have made a call and are idle, 4 endpoints; {} rounds of {} s",
+            self.sweep(),
+            IDLE_FOR.as_secs()
+        );
+        Ok(Section { name: "idle".to_owned(), about, leading: RSS, rows })
+    }
+
+    /// Each pod has made some calls, and all is quiet again.
+    fn rss(&self) -> Result<Section> {
+        step(&format!("making nodes with {NODE_SERVICES} Services and {NODE_PODS} client pods"));
+        let plan = Plan { clients: NODE_PODS, services: NODE_SERVICES, ..Plan::default() };
+        let sites = self.sites(plan, |peer| peer != Peer::KubeProxy)?;
+        let load = Load::unary(NODE_PODS as u64 * 100, NODE_PODS as u32, 10, SMALL);
+        for site in &sites {
+            through(site, &load).with_context(|| format!("rss, {}", site.entrant.name))?;
+        }
+        thread::sleep(IDLE_AFTER);
+        let mut rows = rows(&sites);
+        for (row, site) in rows.iter_mut().zip(&sites) {
+            row.add(&site.memory()?);
+        }
+        let about = format!(
+            "{NODE_SERVICES} Services with 4 endpoints each, {NODE_PODS} client pods that made 100 calls each and are idle; all \
+             sidecars together"
+        );
+        Ok(Section { name: "rss".to_owned(), about, leading: RSS, rows })
+    }
+}
+
+fn rows(sites: &[Site]) -> Vec<Row> {
+    sites.iter().map(|site| Row::new(&site.entrant.name, site.entrant.baseline())).collect()
+}
+
+/// One measurement.
+fn through(site: &Site, load: &Load) -> Result<Vec<(Figure, f64)>> {
+    site.meter.forget_peak()?;
+    let before = site.meter.cpu()?;
+    let outcome = load.run(&site.clients, &site.target, site.folder())?;
+    let spent = site.meter.cpu()?.saturating_sub(before);
+    let mut measured = outcome.figures();
+    if !site.meter.is_empty() {
+        measured.push((CPU, spent.as_secs_f64() * 1e6 / outcome.calls() as f64));
+    }
+    measured.extend(site.memory()?);
+    Ok(measured)
+}
+
+/// What a proxy has and uses between the two calls of each connection.
+fn while_idle(site: &Site, load: &Load) -> Result<Vec<(Figure, f64)>> {
+    let [(_, at_rest), ..] = site.meter.memory()?;
+    let before = used(site)?;
+    site.meter.forget_peak()?;
+    thread::scope(|scope| {
+        let calls = scope.spawn(|| load.run(&site.clients, &site.target, site.folder()));
+        thread::sleep(IDLE_AFTER);
+        let spent = used(site)?;
+        let memory = site.meter.memory()?;
+        calls.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(memory.into_iter().chain([(RSS_BEFORE, at_rest), (IDLE_CPU, spent), (CPU_BEFORE, before)]).collect())
+    })
+}
+
+/// Microseconds of CPU per second, from now on for a while.
+fn used(site: &Site) -> Result<f64> {
+    let before = site.meter.cpu()?;
+    thread::sleep(IDLE_FOR);
+    Ok(site.meter.cpu()?.saturating_sub(before).as_secs_f64() * 1e6 / IDLE_FOR.as_secs_f64())
+}
