@@ -33,6 +33,8 @@ pub(super) struct Latency {
     samples: Cell<u32>,
     first: Cell<Option<Instant>>,
     last: Cell<Option<Instant>>,
+    /// It is not young any more.
+    grown: Cell<bool>,
 }
 
 impl Latency {
@@ -71,8 +73,11 @@ impl Latency {
 
     /// All samples are of one moment.
     fn is_young(&self) -> bool {
-        let both = self.first.get().zip(self.last.get());
-        both.is_none_or(|(first, last)| last.saturating_duration_since(first) < AT_LEAST)
+        if !self.grown.get() {
+            let both = self.first.get().zip(self.last.get());
+            self.grown.set(both.is_some_and(|(first, last)| last.saturating_duration_since(first) >= AT_LEAST));
+        }
+        !self.grown.get()
     }
 
     /// What speaks against it, in doublings: the mean, and more where calls fail.

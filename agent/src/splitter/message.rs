@@ -10,7 +10,7 @@ use crate::calls::Ended;
 pub(super) struct Malformed(pub(super) &'static str);
 
 /// What the splitter keeps of a request's head.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
     /// content-type begins with `application/grpc`.
     pub(super) grpc: bool,
@@ -22,7 +22,7 @@ pub(super) struct Request {
 }
 
 /// What the splitter keeps of a response's head.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) content_length: Option<u64>,
@@ -35,7 +35,62 @@ impl Response {
     }
 }
 
+/// A verdict on a whole list, as its note: lists that come again are judged once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Note(u64);
+
+impl Note {
+    const REQUEST: u64 = 1;
+    const RESPONSE: u64 = 2;
+    const TRAILERS: u64 = 3;
+    /// Of the kind, of what else there is, of the length above 0 if there is one.
+    const BITS: (u32, u32, u32) = (2, 14, 48);
+
+    /// None: not in so many bits.
+    fn new(kind: u64, rest: u64, length: Option<u64>) -> Option<u64> {
+        let length = length.map_or(Some(0), |length| length.checked_add(1))?;
+        let (of_kind, of_rest, of_length) = Self::BITS;
+        (length >> of_length == 0).then_some(length << (of_kind + of_rest) | rest << of_kind | kind)
+    }
+
+    /// What was noted of a list of this kind.
+    fn of(fields: &HeaderList, kind: u64) -> Option<(u64, Option<u64>)> {
+        let note = fields.note();
+        let (of_kind, of_rest, _) = Self::BITS;
+        (note & ((1 << of_kind) - 1) == kind)
+            .then(|| (note >> of_kind & ((1 << of_rest) - 1), (note >> (of_kind + of_rest)).checked_sub(1)))
+    }
+}
+
 pub(super) fn request(fields: &HeaderList) -> Result<Request, Malformed> {
+    if let Some((said, content_length)) = Note::of(fields, Note::REQUEST) {
+        return Ok(Request { grpc: said & 1 != 0, head: said & 2 != 0, connect: said & 4 != 0, content_length });
+    }
+    let request = judge_request(fields)?;
+    let said = u64::from(request.grpc) | u64::from(request.head) << 1 | u64::from(request.connect) << 2;
+    fields.set_note(Note::new(Note::REQUEST, said, request.content_length).unwrap_or(0));
+    Ok(request)
+}
+
+pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
+    if let Some((status, content_length)) = Note::of(fields, Note::RESPONSE) {
+        return Ok(Response { status: status as u16, content_length });
+    }
+    let response = judge_response(fields)?;
+    fields.set_note(Note::new(Note::RESPONSE, response.status.into(), response.content_length).unwrap_or(0));
+    Ok(response)
+}
+
+pub(super) fn trailers(fields: &HeaderList) -> Result<(), Malformed> {
+    if Note::of(fields, Note::TRAILERS).is_some() {
+        return Ok(());
+    }
+    judge_trailers(fields)?;
+    fields.set_note(Note::new(Note::TRAILERS, 0, None).unwrap_or(0));
+    Ok(())
+}
+
+fn judge_request(fields: &HeaderList) -> Result<Request, Malformed> {
     let mut request = Request::default();
     let (mut method, mut scheme, mut authority, mut path) = (None, false, false, false);
     let mut regular = false;
@@ -74,7 +129,7 @@ pub(super) fn request(fields: &HeaderList) -> Result<Request, Malformed> {
     }
 }
 
-pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
+fn judge_response(fields: &HeaderList) -> Result<Response, Malformed> {
     let mut status = None;
     let mut content_length = None;
     let mut regular = false;
@@ -109,7 +164,7 @@ pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
     }
 }
 
-pub(super) fn trailers(fields: &HeaderList) -> Result<(), Malformed> {
+fn judge_trailers(fields: &HeaderList) -> Result<(), Malformed> {
     for field in fields.iter() {
         if !field.is_valid() {
             return Err(Malformed("invalid character in a trailer"));
@@ -251,6 +306,35 @@ mod tests {
         }
         assert!(response(&list(&[(":status", "103")])).unwrap().is_interim());
         assert_eq!(response(&list(&[(":status", "200"), ("content-length", "7")])).unwrap().content_length, Some(7));
+    }
+
+    #[test]
+    fn a_list_that_is_judged_again_is_judged_alike() {
+        let lengths = ["0", "1", "140737488355328", "281474976710654", "281474976710655", "18446744073709551615"];
+        let methods = [("GET", "text/plain"), ("POST", "application/grpc"), ("HEAD", "application/grpc")];
+        let mut requests: Vec<_> = methods
+            .map(|(method, kind)| list(&[(":method", method), GET[1], GET[2], GET[3], ("content-type", kind)]))
+            .into();
+        requests.push(list(&[(":method", "CONNECT"), (":authority", "a")]));
+        requests.extend(lengths.map(|length| with(&[("content-length", length)])));
+        for list in requests {
+            assert_eq!(request(&list), judge_request(&list));
+            assert_eq!(request(&list), judge_request(&list));
+            // What is a proper request is neither of the others, whatever was noted.
+            assert!(response(&list).is_err() && trailers(&list).is_err());
+        }
+        for status in ["100", "200", "503", "999"] {
+            let mut responses = vec![list(&[(":status", status)])];
+            responses.extend(lengths.map(|length| list(&[(":status", status), ("content-length", length)])));
+            for list in responses {
+                assert_eq!(response(&list), judge_response(&list));
+                assert_eq!(response(&list), judge_response(&list));
+                assert!(request(&list).is_err());
+            }
+        }
+        // An empty list is trailers, and no request.
+        let empty = HeaderList::new();
+        assert!(trailers(&empty).is_ok() && request(&empty).is_err() && trailers(&empty).is_ok());
     }
 
     #[test]

@@ -19,8 +19,9 @@ const UNARY: &str = "unary, 32 bytes each way";
 const LARGE: usize = 64 << 10;
 /// Messages of a stream.
 const STREAM: u32 = 100;
-/// Where a number varies, the load is the same: so many calls per second, and in each measurement.
-const RATE: f64 = 4000.0;
+/// Where a number varies, the load is the same: so many calls per second, evenly, and in each measurement. A timer ticks
+/// every millisecond: each call comes alone, and none shares a wake-up or a write with another.
+const RATE: f64 = 1000.0;
 const CALLS: u64 = 4000;
 const IDLE_CONNECTIONS: u32 = 1000;
 /// Idle connections are looked at so long after they were dialled, for so long.
@@ -119,7 +120,7 @@ impl Bench {
 
     fn connections(&self, sites: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         for connections in [1, 10, 100, 1000] {
-            let load = Load::unary(CALLS, connections, 100, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, connections, 10, SMALL).rate(RATE);
             let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections");
             show(self.compare(&format!("connections {connections}"), about, sites, self.sweep(), &load)?)?;
         }
@@ -130,7 +131,7 @@ impl Bench {
         for endpoints in [1, 10, 100, 1000] {
             let plan = Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
             let sites = self.sites(plan, |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
-            let load = Load::unary(CALLS, 10, 100, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, 10, 10, SMALL).rate(RATE);
             let about =
                 format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)");
             show(self.compare(&format!("endpoints {endpoints}"), about, &sites, self.sweep(), &load)?)?;
@@ -141,7 +142,7 @@ impl Bench {
     fn pods(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         for pods in [1, 10, 100] {
             let plan = Plan { clients: pods, ..Plan::default() };
-            let load = Load::unary(CALLS, pods as u32, 100, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, pods as u32, 10, SMALL).rate(RATE);
             let (name, mut about) = (
                 format!("pods {pods}"),
                 format!(
@@ -177,12 +178,14 @@ impl Bench {
 
     /// The load through each, in turn, round after round. The first round warms up: connections, HPACK tables, caches.
     fn compare(&self, name: &str, about: String, sites: &[Site], rounds: u8, load: &Load) -> Result<Section> {
-        let mut rows = rows(sites);
+        // Paced load knows no TLS.
+        let sites: Vec<_> = sites.iter().filter(|site| load.rate.is_none() || !site.entrant.peer.is_opaque()).collect();
+        let mut rows = rows(sites.iter().copied());
         for round in 0..=usize::from(rounds) {
             for turn in 0..sites.len() {
                 // Nobody comes always first, or always after the same one.
                 let i = (turn + round) % sites.len();
-                let measured = through(&sites[i], load).with_context(|| format!("{name}, {}", rows[i].name))?;
+                let measured = through(sites[i], load).with_context(|| format!("{name}, {}", rows[i].name))?;
                 if round > 0 {
                     rows[i].add(&measured);
                 }
@@ -194,7 +197,7 @@ impl Bench {
 
     /// All at the same time: nobody does anything.
     fn idle(&self) -> Result<Section> {
-        let sites = self.sites(Plan::default(), |peer| peer != Peer::KubeProxy)?;
+        let sites = self.sites(Plan::default(), |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
         let calls = u64::from(IDLE_CONNECTIONS) * 2;
         let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).rate(f64::from(IDLE_CONNECTIONS) / IDLE_APART);
         let mut rows = rows(&sites);
@@ -241,15 +244,15 @@ impl Bench {
     }
 }
 
-fn rows(sites: &[Site]) -> Vec<Row> {
-    sites.iter().map(|site| Row::new(&site.entrant.name, site.entrant.baseline())).collect()
+fn rows<'a>(sites: impl IntoIterator<Item = &'a Site>) -> Vec<Row> {
+    sites.into_iter().map(|site| Row::new(&site.entrant.name, site.entrant.baseline())).collect()
 }
 
 /// One measurement.
 fn through(site: &Site, load: &Load) -> Result<Vec<(Figure, f64)>> {
     site.meter.forget_peak()?;
     let before = site.meter.cpu()?;
-    let outcome = load.run(&site.clients, &site.target, site.folder())?;
+    let outcome = load.run(site)?;
     let spent = site.meter.cpu()?.saturating_sub(before);
     let mut measured = outcome.figures();
     if !site.meter.is_empty() {
@@ -265,7 +268,7 @@ fn while_idle(site: &Site, load: &Load) -> Result<Vec<(Figure, f64)>> {
     let before = used(site)?;
     site.meter.forget_peak()?;
     thread::scope(|scope| {
-        let calls = scope.spawn(|| load.run(&site.clients, &site.target, site.folder()));
+        let calls = scope.spawn(|| load.run(site));
         thread::sleep(IDLE_AFTER);
         let spent = used(site)?;
         let memory = site.meter.memory()?;

@@ -1,14 +1,16 @@
-//! Load by h2load: in, client pods, a target and the load's shape; out, how long it took and each call's latency. An error
-//! unless every call was answered with a message.
+//! Load: in, client pods, a target and the load's shape; out, how long it took and how long calls took. By h2load where the
+//! next call begins as soon as one ends; by loadtest where they have a schedule, which h2load keeps in bunches only. An
+//! error unless every call was answered with a message.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use testbed::Pod;
 
-use super::figures::{Figure, MAX, MEAN, P50, P90, P99, P999, RATE};
+use super::figures::{Figure, MAX, MEAN, P50, P90, P99, P999, RATE, Spread};
+use super::site::Site;
 
 /// What is asked of the target. Numbers are of all client pods together.
 #[derive(Clone, Debug)]
@@ -17,7 +19,7 @@ pub(crate) struct Load {
     pub(crate) connections: u32,
     /// Calls open at a time on each connection.
     pub(crate) streams: u32,
-    /// Calls per second; the next as soon as one ends unless set.
+    /// Calls per second, evenly; unless set, the next begins as soon as one ends.
     pub(crate) rate: Option<f64>,
     pub(crate) method: &'static str,
     pub(crate) request: Request,
@@ -37,8 +39,22 @@ pub(crate) struct Outcome {
     calls: u64,
     /// Of the client pod that took longest.
     seconds: f64,
-    /// Microseconds, sorted.
-    latencies: Vec<u32>,
+    latencies: Latencies,
+}
+
+/// How long calls took, microseconds.
+#[derive(Debug)]
+enum Latencies {
+    /// Each of them.
+    All(Vec<u32>),
+    /// Of each client pod.
+    Percentiles(Vec<Vec<(Figure, f64)>>),
+}
+
+/// The same of one client pod.
+struct Said {
+    seconds: f64,
+    latencies: Latencies,
 }
 
 impl Load {
@@ -52,31 +68,42 @@ impl Load {
         Self { rate: Some(rate), ..self }
     }
 
-    /// Puts it on the target, the same part from each client. `folder` is for h2load's files.
-    pub(crate) fn run(&self, clients: &[Pod], target: &str, folder: &Path) -> Result<Outcome> {
-        let request = folder.join("request");
+    /// Puts it on a site, the same part from each client.
+    pub(crate) fn run(&self, site: &Site) -> Result<Outcome> {
+        let request = site.folder().join("request");
         fs::write(&request, self.request.bytes()).context("cannot write the request")?;
-        let share = self.share(clients.len());
-        let said: Vec<Result<(String, PathBuf)>> = thread::scope(|scope| {
+        let share = self.share(site.clients.len());
+        let said: Vec<Result<Said>> = thread::scope(|scope| {
             let one = |client| {
                 let (request, share) = (&request, &share);
-                scope.spawn(move || share.run_in(client, target, request, folder))
+                scope.spawn(move || match share.rate {
+                    Some(rate) => share.paced(rate, client, site),
+                    None => share.at_once(client, site, request),
+                })
             };
-            let all: Vec<_> = clients.iter().map(one).collect();
+            let all: Vec<_> = site.clients.iter().map(one).collect();
             let join = |load: thread::ScopedJoinHandle<'_, _>| {
                 load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             all.into_iter().map(join).collect()
         });
-        let mut outcome = Outcome { calls: 0, seconds: 0.0, latencies: Vec::new() };
+        let calls = share.calls * said.len() as u64;
+        let mut outcome = Outcome { calls, seconds: 0.0, latencies: Latencies::All(Vec::new()) };
         for said in said {
-            let (said, log) = said?;
-            outcome.seconds = outcome.seconds.max(share.judge(&said, target)?);
-            outcome.calls += share.calls;
-            outcome.latencies.extend(latencies(&fs::read_to_string(&log).context("h2load wrote no log")?));
-            fs::remove_file(&log)?;
+            let Said { seconds, latencies } = said?;
+            outcome.seconds = outcome.seconds.max(seconds);
+            outcome.latencies = match (outcome.latencies, latencies) {
+                (Latencies::All(mut all), Latencies::All(more)) => {
+                    all.extend(more);
+                    Latencies::All(all)
+                }
+                (Latencies::Percentiles(mut all), Latencies::Percentiles(more)) => {
+                    all.extend(more);
+                    Latencies::Percentiles(all)
+                }
+                (_, first) => first,
+            };
         }
-        outcome.latencies.sort_unstable();
         Ok(outcome)
     }
 
@@ -88,30 +115,44 @@ impl Load {
         Self { calls, connections, rate: self.rate.map(|rate| rate / f64::from(part)), ..self.clone() }
     }
 
-    /// One h2load; what it said, and where its log of calls is.
-    fn run_in(&self, client: &Pod, target: &str, request: &Path, folder: &Path) -> Result<(String, PathBuf)> {
-        let log = folder.join(format!("calls-{}", client.name()));
+    /// By h2load.
+    fn at_once(&self, client: &Pod, site: &Site, request: &Path) -> Result<Said> {
+        let log = site.folder().join(format!("calls-{}", client.name()));
         // It would be written on.
         let _ = fs::remove_file(&log);
-        let mut launch = client
+        let said = client
             .command("h2load")
             .args(["-t", "1", "-n", &self.calls.to_string(), "-c", &self.connections.to_string()])
             .args(["-m", &self.streams.to_string(), "-H", "content-type: application/grpc", "-H", "te: trailers", "-d"])
             .arg(request)
             .arg("--log-file")
-            .arg(&log);
-        if let Some(rate) = self.rate {
-            launch = launch.args(["--rps", &(rate / f64::from(self.connections)).to_string()]);
-            // All connections have the same schedule: those of many begin it one after the other, unless their calls are
-            // seconds apart.
-            let apart = f64::from(self.connections) / rate;
-            if self.connections >= 100 && apart < 1.0 {
-                let (at_once, millis) = (self.connections / 10, (apart * 100.0).ceil());
-                launch = launch.args(["-r", &at_once.to_string(), "--rate-period", &format!("{millis}ms")]);
-            }
-        }
-        let said = launch.arg(format!("{target}/sluice.loadtest.v1.Echo/{}", self.method)).read()?;
-        Ok((said, log))
+            .arg(&log)
+            .arg(format!("{}/sluice.loadtest.v1.Echo/{}", site.target, self.method))
+            .read()?;
+        let seconds = self.judge(&said, &site.target)?;
+        let latencies = latencies(&fs::read_to_string(&log).context("h2load wrote no log")?).collect();
+        fs::remove_file(&log)?;
+        Ok(Said { seconds, latencies: Latencies::All(latencies) })
+    }
+
+    /// By loadtest, which fails if a call does.
+    fn paced(&self, rate: f64, client: &Pod, site: &Site) -> Result<Said> {
+        let target = site.target.trim_start_matches("http://");
+        ensure!(self.method == "Unary", "paced load is unary");
+        let said = client
+            .command(&site.loadtest)
+            .args(["run", target, "--json", "-", "--max-failed", "0", "--size", &self.request.payload.to_string()])
+            .args(["--connections", &self.connections.to_string(), "--streams", &self.streams.to_string()])
+            .args(["--rpcs", &self.calls.to_string(), "--rate", &rate.to_string()])
+            .read()?;
+        let said: serde_json::Value = serde_json::from_str(&said).context("loadtest said no JSON")?;
+        let number = |path: &str| {
+            said.pointer(path).and_then(serde_json::Value::as_f64).with_context(|| format!("no {path}: {said}"))
+        };
+        let figures = [(P50, "p50"), (P90, "p90"), (P99, "p99"), (P999, "p999"), (MAX, "max")];
+        let figures = figures.map(|(figure, name)| Ok((figure, number(&format!("/latency_us/{name}"))?)));
+        let figures = figures.into_iter().collect::<Result<_>>()?;
+        Ok(Said { seconds: number("/seconds")?, latencies: Latencies::Percentiles(vec![figures]) })
     }
 
     /// How many seconds it took. An error if a call failed, also by its gRPC status alone: no message came then.
@@ -157,13 +198,26 @@ impl Outcome {
         self.calls
     }
 
+    /// Percentiles are those of all calls; where each client pod has its own, their medians.
     pub(crate) fn figures(&self) -> Vec<(Figure, f64)> {
         let mut figures = vec![(RATE, self.calls as f64 / self.seconds)];
-        if let Some(last) = self.latencies.len().checked_sub(1) {
-            let at = |share: f64| f64::from(self.latencies[(share * last as f64).round() as usize]);
-            let mean = self.latencies.iter().map(|micros| f64::from(*micros)).sum::<f64>() / (last + 1) as f64;
-            figures.extend([(MEAN, mean), (P50, at(0.5)), (P90, at(0.9)), (P99, at(0.99)), (P999, at(0.999))]);
-            figures.push((MAX, at(1.0)));
+        match &self.latencies {
+            Latencies::All(all) if all.is_empty() => {}
+            Latencies::All(all) => {
+                let mut sorted = all.clone();
+                sorted.sort_unstable();
+                let last = sorted.len() - 1;
+                let at = |share: f64| f64::from(sorted[(share * last as f64).round() as usize]);
+                let mean = sorted.iter().map(|micros| f64::from(*micros)).sum::<f64>() / (last + 1) as f64;
+                figures.extend([(MEAN, mean), (P50, at(0.5)), (P90, at(0.9)), (P99, at(0.99)), (P999, at(0.999))]);
+                figures.push((MAX, at(1.0)));
+            }
+            Latencies::Percentiles(each) => {
+                for (i, (figure, _)) in each.iter().flatten().enumerate().take(5) {
+                    let samples: Vec<_> = each.iter().map(|figures| figures[i].1).collect();
+                    figures.extend(Spread::of(&samples).map(|spread| (*figure, spread.median)));
+                }
+            }
         }
         figures
     }
@@ -223,7 +277,7 @@ traffic: 12.70KB (13000) total, 2.00KB (2048) headers (space savings 91.00%), 7.
     #[test]
     fn percentiles_come_from_the_log_of_calls() {
         let log: String = (1..=1000).map(|micros| format!("17000000\t200\t{micros}\n")).collect();
-        let outcome = Outcome { calls: 1000, seconds: 2.0, latencies: latencies(&log).collect() };
+        let outcome = Outcome { calls: 1000, seconds: 2.0, latencies: Latencies::All(latencies(&log).collect()) };
         let figures = outcome.figures();
         let of = |figure| figures.iter().find(|(known, _)| *known == figure).unwrap().1;
         assert_eq!((of(RATE), of(MEAN), of(MAX)), (500.0, 500.5, 1000.0));

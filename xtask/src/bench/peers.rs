@@ -15,8 +15,10 @@ pub(crate) enum Peer {
     SluiceOpaque,
     /// HAProxy as a sidecar, HTTP/2 on both sides
     Haproxy,
-    /// HAProxy as a sidecar, TCP, for the same TLS connections
+    /// HAProxy as a sidecar, TCP: bytes both ways, each connection to the next endpoint
     HaproxyTcp,
+    /// The same for TLS connections, as sluice-opaque has them
+    HaproxyTls,
     /// nginx as a sidecar, grpc_pass
     Nginx,
     /// Envoy as a sidecar, HTTP/2 on both sides
@@ -24,8 +26,16 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::KubeProxy, Self::Sluice, Self::SluiceOpaque, Self::Haproxy, Self::HaproxyTcp, Self::Nginx, Self::Envoy];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::KubeProxy,
+        Self::Sluice,
+        Self::SluiceOpaque,
+        Self::Haproxy,
+        Self::HaproxyTcp,
+        Self::HaproxyTls,
+        Self::Nginx,
+        Self::Envoy,
+    ];
 
     /// As the command line and the tables call it.
     pub(crate) fn name(self) -> &'static str {
@@ -35,6 +45,7 @@ impl Peer {
             Self::SluiceOpaque => "sluice-opaque",
             Self::Haproxy => "haproxy",
             Self::HaproxyTcp => "haproxy-tcp",
+            Self::HaproxyTls => "haproxy-tls",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
         }
@@ -47,7 +58,7 @@ impl Peer {
 
     /// Relays bytes it cannot read: the client speaks TLS to the endpoints.
     pub(crate) fn is_opaque(self) -> bool {
-        matches!(self, Self::SluiceOpaque | Self::HaproxyTcp)
+        matches!(self, Self::SluiceOpaque | Self::HaproxyTls)
     }
 
     /// The sluice that does the same job.
@@ -60,8 +71,8 @@ impl Peer {
         match self {
             Self::KubeProxy | Self::Sluice | Self::Envoy => &[],
             // HAProxy ends the endpoints' TLS.
-            Self::SluiceOpaque | Self::HaproxyTcp => &[("haproxy", "haproxy"), ("openssl", "openssl")],
-            Self::Haproxy => &[("haproxy", "haproxy")],
+            Self::SluiceOpaque | Self::HaproxyTls => &[("haproxy", "haproxy"), ("openssl", "openssl")],
+            Self::Haproxy | Self::HaproxyTcp => &[("haproxy", "haproxy")],
             Self::Nginx => &[("nginx", "nginx-light")],
         }
     }
@@ -101,7 +112,8 @@ mod tests {
         let of = |peer, name: &str| Entrant { peer, name: name.into(), agent: PathBuf::new() }.baseline();
         assert_eq!(of(Peer::Sluice, "sluice"), None);
         assert_eq!(of(Peer::Sluice, "sluice@abc").as_deref(), Some("sluice"));
-        assert_eq!(of(Peer::HaproxyTcp, "haproxy-tcp").as_deref(), Some("sluice-opaque"));
+        assert_eq!(of(Peer::HaproxyTls, "haproxy-tls").as_deref(), Some("sluice-opaque"));
+        assert_eq!(of(Peer::HaproxyTcp, "haproxy-tcp").as_deref(), Some("sluice"));
         assert_eq!(of(Peer::Nginx, "nginx").as_deref(), Some("sluice"));
     }
 }

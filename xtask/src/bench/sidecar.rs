@@ -48,7 +48,7 @@ impl Sidecar {
         let (config, log) = (file("conf"), file("log"));
         let write = |text: String| fs::write(&config, text).with_context(|| format!("cannot write {config:?}"));
         let process = match peer {
-            Peer::Haproxy | Peer::HaproxyTcp => {
+            Peer::Haproxy | Peer::HaproxyTcp | Peer::HaproxyTls => {
                 write(haproxy(upstream, peer == Peer::Haproxy))?;
                 spawn(client.command(tool("haproxy")).args(["-db", "-f"]).arg(&config), &log)?
             }

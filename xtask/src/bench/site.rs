@@ -59,8 +59,9 @@ pub(crate) struct Programs {
 pub(crate) struct Site {
     pub(crate) entrant: Entrant,
     pub(crate) clients: Vec<Pod>,
-    /// What h2load calls, without a path.
+    /// What is called, as an URL without a path.
     pub(crate) target: String,
+    pub(crate) loadtest: PathBuf,
     pub(crate) meter: Meter,
     // The rest is only held.
     _agent: Option<Agent>,
@@ -93,6 +94,7 @@ impl Site {
             entrant: entrant.clone(),
             clients,
             target: format!("{scheme}://127.0.0.1:{FIRST_PORT}"),
+            loadtest: programs.loadtest.clone(),
             meter: Meter::default(),
             _agent: None,
             _sidecars: Vec::new(),
@@ -117,7 +119,7 @@ impl Site {
                 site.meter.add(&cgroup_of(agent.pid())?);
                 site._agent = Some(agent);
             }
-            Peer::Haproxy | Peer::HaproxyTcp | Peer::Nginx | Peer::Envoy => {
+            Peer::Haproxy | Peer::HaproxyTcp | Peer::HaproxyTls | Peer::Nginx | Peer::Envoy => {
                 let start = |client| Sidecar::start(peer, &site.node, client, &upstream, programs.envoy.as_deref());
                 // All start at the same time.
                 let starting = site.clients.iter().map(start).collect::<Result<Vec<_>>>()?;

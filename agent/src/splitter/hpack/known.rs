@@ -1,17 +1,20 @@
 //! Header blocks that come again: with the same table before them, the same bytes are the same list, and the same list is the same
-//! bytes. Calls of one method differ in nothing that is not in the tables, so that most blocks need no decoding and no encoding.
+//! bytes. Calls of one method differ in little, and often in nothing, so that most blocks need no decoding and no encoding.
 //!
 //! In: blocks that left the table as it was, with their lists. Out: either one for the other. Whoever changes the table forgets all
 //! of it. Bounded: a few short blocks of short lists.
 
+use std::hash::Hasher as _;
 use std::rc::Rc;
+
+use rustc_hash::FxHasher;
 
 use super::list::HeaderList;
 
 /// Blocks that are known at a time. A client's methods take turns, an answer is a head and trailers.
 const MOST: usize = 4;
-/// Bytes of the longest block: an index for each field, and hardly any field beyond the 64th index.
-const LONGEST: usize = 32;
+/// Bytes of the longest block: indices, and a path or a length that is spelled out.
+const LONGEST: usize = 96;
 /// The largest list, by `HeaderList::size`. A list keeps its fields alive when they have left the table that they came from.
 const LARGEST: usize = 1024;
 
@@ -21,6 +24,9 @@ pub(super) struct KnownBlocks {
     known: Vec<(Rc<HeaderList>, Box<[u8]>)>,
     /// Where the next one goes when there are `MOST`.
     next: usize,
+    /// Hashes of blocks that came last and are not known: what differs from call to call comes once.
+    seen: [u32; MOST],
+    next_seen: usize,
 }
 
 impl KnownBlocks {
@@ -36,11 +42,27 @@ impl KnownBlocks {
         self.known.iter().find(|(known, _)| Rc::ptr_eq(known, list)).map(|(_, block)| &**block)
     }
 
-    /// Nothing but references to tables can be in it: what is spelled out differs from call to call, or is a secret.
-    pub(super) fn remember(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
-        if block.len() > LONGEST || list.size() > LARGEST || !list.is_all_indexed() {
+    /// To be called for a block that was not known. It is remembered when it comes the second time.
+    pub(super) fn came(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
+        if block.len() > LONGEST || list.size() > LARGEST || list.has_secrets() {
             return;
         }
+        let mut hasher = FxHasher::default();
+        hasher.write(block);
+        let hash = hasher.finish() as u32;
+        if self.seen.contains(&hash) {
+            return self.remember(list, block);
+        }
+        self.seen[self.next_seen] = hash;
+        self.next_seen = (self.next_seen + 1) % MOST;
+    }
+
+    /// For a list that comes again, as is known otherwise.
+    pub(super) fn remember(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
+        if block.len() > LONGEST {
+            return;
+        }
+        list.set_known();
         let new = (Rc::clone(list), block.into());
         if self.known.len() < MOST {
             self.known.push(new);

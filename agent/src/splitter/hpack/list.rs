@@ -3,6 +3,7 @@
 //! In: fields from the decoder, or `push`. Out: views of the fields; the encoder reads the fields themselves.
 //! A list is made for reuse: `clear` keeps what it has allocated. Interned fields are pointers, other literals share one byte arena.
 
+use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
@@ -18,6 +19,8 @@ pub struct HeaderList {
     /// Names and values of the literals.
     pub(super) bytes: Vec<u8>,
     pub(super) size: usize,
+    note: Cell<u64>,
+    known: Cell<bool>,
 }
 
 /// Every variant is one machine word, so that a field is passed in two registers, which halves the time of decoding one.
@@ -140,11 +143,32 @@ impl HeaderList {
         self.literals.clear();
         self.bytes.clear();
         self.size = 0;
+        self.note.set(0);
+        self.known.set(false);
     }
 
-    /// Whether each field is in a table, the static or a dynamic one.
-    pub(super) fn is_all_indexed(&self) -> bool {
-        self.literals.is_empty()
+    /// Whether a field is never to be indexed.
+    pub(super) fn has_secrets(&self) -> bool {
+        self.literals.iter().any(|literal| literal.indexing == Indexing::NeverIndexed)
+    }
+
+    /// It will come again: see [`Decoder::known`](super::Decoder::known).
+    pub(super) fn is_known(&self) -> bool {
+        self.known.get()
+    }
+
+    pub(super) fn set_known(&self) {
+        self.known.set(true);
+    }
+
+    /// What somebody who looked at all of it has written down; 0: nothing yet.
+    pub fn note(&self) -> u64 {
+        self.note.get()
+    }
+
+    /// To be found when the list comes again.
+    pub fn set_note(&self, note: u64) {
+        self.note.set(note);
     }
 
     /// The number of fields.
@@ -170,6 +194,7 @@ impl HeaderList {
     /// Appends a field of our own making. A pair that the static table has becomes its index, unless it is never to be indexed.
     pub fn push(&mut self, name: &[u8], value: &[u8], indexing: Indexing) {
         self.size += name.len() + value.len() + ENTRY_OVERHEAD;
+        self.note.set(0);
         let name_info = static_table::name(name);
         if indexing != Indexing::NeverIndexed
             && let Some(row) = static_table::find(name_info, value)
