@@ -73,9 +73,8 @@ impl Blocks {
 }
 
 fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    out.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
-    out.extend_from_slice(&[kind, flags]);
-    out.extend_from_slice(&stream.to_be_bytes());
+    let ([_, a, b, c], [w, x, y, z]) = ((payload.len() as u32).to_be_bytes(), stream.to_be_bytes());
+    out.extend_from_slice(&[a, b, c, kind, flags, w, x, y, z]);
     out.extend_from_slice(payload);
 }
 

@@ -44,7 +44,10 @@ impl Latency {
         let failed = if failed { 1.0 } else { 0.0 };
         let samples = self.samples.get();
         self.samples.set(samples.saturating_add(1));
-        let idle = self.last.replace(Some(now)).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        let idle = match self.last.replace(Some(now)) {
+            Some(last) if last != now => now.saturating_duration_since(last),
+            _ => Duration::ZERO,
+        };
         if samples == 0 {
             self.first.set(Some(now));
             self.failing.set(failed);

@@ -63,6 +63,9 @@ impl Turns {
     /// gets few gets them in the end.
     pub(super) fn begin(&mut self, now: Instant, endpoints: &[Rc<EndpointLoad>], len: usize) {
         self.count = self.count.saturating_add(1);
+        if self.last == Some(now) {
+            return;
+        }
         let from = *self.counted_from.get_or_insert(now);
         if now.saturating_duration_since(from) >= PAUSE {
             (self.before, self.count, self.counted_from) = (self.count, 0, Some(now));

@@ -430,6 +430,7 @@ impl Conns {
     }
 
     /// The slot of a live connection; `None`: it is gone.
+    #[inline]
     pub(super) fn slot(&self, id: ConnId) -> Option<u32> {
         let (generation, slot) = self.slots.get(id.index as usize)?;
         (*generation == id.generation && slot.is_some()).then_some(id.index)
@@ -456,12 +457,14 @@ impl Conns {
 impl std::ops::Index<u32> for Conns {
     type Output = Conn;
 
+    #[inline]
     fn index(&self, slot: u32) -> &Conn {
         self.slots[slot as usize].1.as_deref().expect("a connection that a live stream or list names")
     }
 }
 
 impl std::ops::IndexMut<u32> for Conns {
+    #[inline]
     fn index_mut(&mut self, slot: u32) -> &mut Conn {
         self.slots[slot as usize].1.as_deref_mut().expect("a connection that a live stream or list names")
     }

@@ -382,7 +382,10 @@ impl Splitter {
         self.tap_end(now, &mut pair);
         self.heads_held -= pair.heads();
         self.recycle(std::mem::replace(&mut pair.request, Rc::clone(&self.no_list)));
-        self.replay_held -= pair.replay.as_ref().map_or(0, Vec::len);
+        if let Some(kept) = pair.replay.take() {
+            self.replay_held -= kept.len();
+            self.recycle_buffer(kept);
+        }
         let (client, endpoint) = (&pair.client, &pair.endpoint);
         self.held -= (client.recv.held() + endpoint.recv.held()) as usize;
         if client.is_open() {

@@ -47,6 +47,10 @@ pub use tap::{CallId, CallRecord, Depth, FrameSeen, Shown, TapEvent};
 
 /// So many connections of a kind get a whole connection window; with more of them each gets a smaller one.
 const WHOLE_WINDOWS: u64 = 4;
+/// Lists and buffers that wait to be used again.
+const SPARES: usize = 64;
+/// Bytes of the largest such buffer.
+const SPARE_BUFFER: usize = 256;
 /// What the PING between the two GOAWAYs of a graceful end carries.
 const DRAIN_PING: &[u8; 8] = b"sluice\0\0";
 
@@ -140,6 +144,8 @@ pub struct Splitter {
     /// The header list in hand. One that is nobody else's is used again and again.
     list: Rc<HeaderList>,
     spare_lists: Vec<Rc<HeaderList>>,
+    /// For small messages that are kept to be sent again.
+    spare_buffers: Vec<Vec<u8>>,
     /// What stands where a list was.
     no_list: Rc<HeaderList>,
     /// Payload bytes that came and have not gone on, over all pairs.
@@ -184,6 +190,7 @@ impl Splitter {
             timers: BinaryHeap::new(),
             list: Rc::default(),
             spare_lists: Vec::new(),
+            spare_buffers: Vec::new(),
             no_list: Rc::default(),
             held: 0,
             heads_held: 0,
@@ -450,9 +457,17 @@ impl Splitter {
         self.spare_lists.pop().unwrap_or_default()
     }
 
+    /// Keeps a small buffer for the next one who needs some.
+    fn recycle_buffer(&mut self, mut buffer: Vec<u8>) {
+        if (1..=SPARE_BUFFER).contains(&buffer.capacity()) && self.spare_buffers.len() < SPARES {
+            buffer.clear();
+            self.spare_buffers.push(buffer);
+        }
+    }
+
     /// Gives a header list's memory back, unless somebody else has it or it is large.
     fn recycle(&mut self, mut list: Rc<HeaderList>) {
-        if self.spare_lists.len() < 64
+        if self.spare_lists.len() < SPARES
             && let Some(unshared) = Rc::get_mut(&mut list)
             && unshared.size() < 4 * 1024
         {

@@ -322,6 +322,9 @@ impl Splitter {
         let fits = kept.len() + bytes.len() <= self.limits.replay_stream
             && self.replay_held + bytes.len() <= self.limits.replay_pod;
         if fits {
+            if kept.capacity() == 0 {
+                *kept = self.spare_buffers.pop().unwrap_or_default();
+            }
             kept.extend_from_slice(bytes);
             self.replay_held += bytes.len();
         } else {
@@ -336,6 +339,7 @@ impl Splitter {
             let request = std::mem::replace(&mut pair.request, Rc::clone(&self.no_list));
             self.heads_held -= request.size();
             self.replay_held -= kept.len();
+            self.recycle_buffer(kept);
             self.recycle(request);
         }
     }
