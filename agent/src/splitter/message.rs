@@ -35,58 +35,55 @@ impl Response {
     }
 }
 
-/// A verdict on a whole list, as its note: lists that come again are judged once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Note(u64);
+/// What a list was found to be, in the lowest bits of its note: lists that come again are judged once.
+const REQUEST: u64 = 1;
+const RESPONSE: u64 = 2;
+const TRAILERS: u64 = 3;
+/// Bits of the kind, of what else there is, and of 1 + the content-length if there is one.
+const NOTE_BITS: (u32, u32, u32) = (2, 14, 48);
 
-impl Note {
-    const REQUEST: u64 = 1;
-    const RESPONSE: u64 = 2;
-    const TRAILERS: u64 = 3;
-    /// Of the kind, of what else there is, of the length above 0 if there is one.
-    const BITS: (u32, u32, u32) = (2, 14, 48);
-
-    /// None: not in so many bits.
-    fn new(kind: u64, rest: u64, length: Option<u64>) -> Option<u64> {
-        let length = length.map_or(Some(0), |length| length.checked_add(1))?;
-        let (of_kind, of_rest, of_length) = Self::BITS;
-        (length >> of_length == 0).then_some(length << (of_kind + of_rest) | rest << of_kind | kind)
-    }
-
-    /// What was noted of a list of this kind.
-    fn of(fields: &HeaderList, kind: u64) -> Option<(u64, Option<u64>)> {
-        let note = fields.note();
-        let (of_kind, of_rest, _) = Self::BITS;
-        (note & ((1 << of_kind) - 1) == kind)
-            .then(|| (note >> of_kind & ((1 << of_rest) - 1), (note >> (of_kind + of_rest)).checked_sub(1)))
+/// 0: not in so many bits.
+fn note(kind: u64, rest: u64, length: Option<u64>) -> u64 {
+    let (of_kind, of_rest, of_length) = NOTE_BITS;
+    match length.map_or(Some(0), |length| length.checked_add(1)) {
+        Some(length) if length >> of_length == 0 => length << (of_kind + of_rest) | rest << of_kind | kind,
+        _ => 0,
     }
 }
 
+/// What was noted of a list of this kind.
+fn noted(fields: &HeaderList, kind: u64) -> Option<(u64, Option<u64>)> {
+    let note = fields.note();
+    let (of_kind, of_rest, _) = NOTE_BITS;
+    let (rest, length) = (note >> of_kind & ((1 << of_rest) - 1), note >> (of_kind + of_rest));
+    (note & ((1 << of_kind) - 1) == kind).then(|| (rest, length.checked_sub(1)))
+}
+
 pub(super) fn request(fields: &HeaderList) -> Result<Request, Malformed> {
-    if let Some((said, content_length)) = Note::of(fields, Note::REQUEST) {
+    if let Some((said, content_length)) = noted(fields, REQUEST) {
         return Ok(Request { grpc: said & 1 != 0, head: said & 2 != 0, connect: said & 4 != 0, content_length });
     }
     let request = judge_request(fields)?;
     let said = u64::from(request.grpc) | u64::from(request.head) << 1 | u64::from(request.connect) << 2;
-    fields.set_note(Note::new(Note::REQUEST, said, request.content_length).unwrap_or(0));
+    fields.set_note(note(REQUEST, said, request.content_length));
     Ok(request)
 }
 
 pub(super) fn response(fields: &HeaderList) -> Result<Response, Malformed> {
-    if let Some((status, content_length)) = Note::of(fields, Note::RESPONSE) {
+    if let Some((status, content_length)) = noted(fields, RESPONSE) {
         return Ok(Response { status: status as u16, content_length });
     }
     let response = judge_response(fields)?;
-    fields.set_note(Note::new(Note::RESPONSE, response.status.into(), response.content_length).unwrap_or(0));
+    fields.set_note(note(RESPONSE, response.status.into(), response.content_length));
     Ok(response)
 }
 
 pub(super) fn trailers(fields: &HeaderList) -> Result<(), Malformed> {
-    if Note::of(fields, Note::TRAILERS).is_some() {
+    if noted(fields, TRAILERS).is_some() {
         return Ok(());
     }
     judge_trailers(fields)?;
-    fields.set_note(Note::new(Note::TRAILERS, 0, None).unwrap_or(0));
+    fields.set_note(note(TRAILERS, 0, None));
     Ok(())
 }
 
