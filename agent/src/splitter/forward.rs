@@ -379,7 +379,9 @@ impl Splitter {
     /// count falls, and who waited for a place gets it.
     pub(super) fn release(&mut self, now: Instant, key: PairKey) {
         let Some(mut pair) = self.pairs.remove(key) else { return };
-        self.tap_end(now, &mut pair);
+        if self.is_tapped() {
+            self.tap_end(now, &mut pair);
+        }
         self.heads_held -= pair.heads();
         self.recycle(std::mem::replace(&mut pair.request, Rc::clone(&self.no_list)));
         if let Some(kept) = pair.replay.take() {

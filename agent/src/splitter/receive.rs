@@ -105,15 +105,17 @@ impl Splitter {
         outcome
     }
 
+    #[inline]
     fn frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         self.work += 1;
-        if self.tap.is_some() {
+        if self.is_tapped() {
             return self.tapped_frame(now, c, head, payload);
         }
         self.take_frame(now, c, head, payload)
     }
 
     /// Somebody may look at it: a request's head belongs to a call only when it was taken.
+    #[cold]
     fn tapped_frame(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {
         let (conn, is_client) = (self.conns[c].id, self.conns[c].face() == Face::Client);
         if is_client && head.kind == kind::HEADERS {

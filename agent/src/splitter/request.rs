@@ -127,7 +127,9 @@ impl Splitter {
         });
         self.conns[c].streams.insert(stream, key);
         self.stats.streams += 1;
-        self.tap_request(key);
+        if self.is_tapped() {
+            self.tap_request(key);
+        }
         self.dispatch(now, key);
         Ok(())
     }
@@ -305,7 +307,9 @@ impl Splitter {
         if self.heads_held > self.limits.waiting_heads / 2 {
             self.drop_replay(key);
         }
-        self.tap_placed(key);
+        if self.is_tapped() {
+            self.tap_placed(key);
+        }
         // The last id but one: a connection whose ids are used up takes no more (RFC 9113 §5.1.1).
         if stream >= MAX_WINDOW - 2 {
             self.retire(now, c);

@@ -64,7 +64,9 @@ impl Splitter {
             pair.client.send_ended = section.end_stream;
         }
         self.conns[client_conn].write_headers(client_stream, section.end_stream, &self.list);
-        self.tap_response(now, key, false);
+        if self.is_tapped() {
+            self.tap_response(now, key, false);
+        }
         let failed = section.end_stream && self.call_answered(now, key, true).is_failure();
         if !response.is_interim() && !failed {
             self.answer_came(now, key);
@@ -85,7 +87,9 @@ impl Splitter {
         }
         self.side(key, Face::Endpoint).recv_ended = true;
         self.call_answered(now, key, true);
-        self.tap_response(now, key, true);
+        if self.is_tapped() {
+            self.tap_response(now, key, true);
+        }
         let client = self.side(key, Face::Client);
         if client.pending().is_empty() {
             // The common case: nothing waits before the trailers, so they need not be kept.

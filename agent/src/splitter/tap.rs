@@ -190,7 +190,14 @@ impl Splitter {
         }
     }
 
+    /// Somebody looks: what costs something is called only then, so that all that nobody looks at costs this test.
+    #[inline]
+    pub(super) fn is_tapped(&self) -> bool {
+        self.tap.is_some()
+    }
+
     /// The header list in hand is a new request's, which is not kept yet.
+    #[cold]
     pub(super) fn tap_request(&mut self, key: PairKey) {
         let Some(tap) = &mut self.tap else { return };
         let Some(pair) = self.pairs.get(key) else { return };
@@ -220,6 +227,7 @@ impl Splitter {
     }
 
     /// The request was given to a stream of an endpoint's connection.
+    #[cold]
     pub(super) fn tap_placed(&mut self, key: PairKey) {
         let Some(tap) = &mut self.tap else { return };
         let Some(pair) = self.pairs.get(key) else { return };
@@ -231,6 +239,7 @@ impl Splitter {
     }
 
     /// The header list in hand is the head of an answer, or its trailers.
+    #[cold]
     pub(super) fn tap_response(&mut self, now: Instant, key: PairKey, trailers: bool) {
         let Some(tap) = &mut self.tap else { return };
         let Some(pair) = self.pairs.get(key) else { return };
@@ -244,6 +253,7 @@ impl Splitter {
     }
 
     /// The pair is off the books.
+    #[cold]
     pub(super) fn tap_end(&mut self, now: Instant, pair: &mut Pair) {
         let Some(tap) = &mut self.tap else { return };
         let Some(tapped) = pair.tapped.take() else { return };
@@ -264,6 +274,7 @@ impl Splitter {
     }
 
     /// A frame came on a connection.
+    #[cold]
     pub(super) fn tap_received(&mut self, id: ConnId, client: bool, head: Head, payload: &[u8]) {
         if let Some(tap) = self.tap.as_mut().filter(|tap| tap.depth.frames) {
             tap.frame(id, client, true, head, payload);
