@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::addr::NetnsCookie;
 use crate::intercept::{PodEntry, VerdictCounts};
@@ -101,6 +101,8 @@ pub struct Snapshot {
     pub pods: Vec<PodLine>,
     /// Names of the source's pods by UID, enrolled or not.
     pub pod_names: HashMap<Arc<str>, Arc<str>>,
+    /// UIDs of those that run in the node's own network namespace.
+    pub host_network: HashSet<Arc<str>>,
     pub verdicts: VerdictCounts,
     pub workers: Vec<WorkerHandle>,
     /// How long ago each kind of object was last followed.
@@ -255,7 +257,7 @@ async fn answer(request: &Request<Incoming>, pages: &Arc<Pages>) -> Response<Bod
 
 fn not_found(path: &str) -> String {
     match local::PAGES.contains(&path) {
-        true => "only on the agent's local socket: use `sluice-agent tap`, `log-level` or `maps` beside the agent\n"
+        true => "only on the local socket, in the network namespace of the agent: by kubectl exec in its pod, or nsenter -n -t AGENT_PID sluice-agent …\n"
             .to_owned(),
         false => "pages: / /livez /readyz /status.json /metrics\n".to_owned(),
     }
@@ -304,8 +306,10 @@ async fn view(asks: &Asks) -> anyhow::Result<View> {
     let snapshot = ask(asks, |sender| Ask::Snapshot(Box::new(sender))).await?;
     let answers: Vec<_> = snapshot.workers.iter().map(WorkerHandle::report).collect();
     let mut reports = Vec::new();
+    // They hang together: who asks for the page does not wait for one after the other.
+    let until = tokio::time::Instant::now() + ANSWER_WITHIN;
     for answer in answers {
-        reports.push(timeout(ANSWER_WITHIN, answer).await.ok().and_then(Result::ok));
+        reports.push(timeout_at(until, answer).await.ok().and_then(Result::ok));
     }
     Ok(View { snapshot, reports })
 }

@@ -21,12 +21,13 @@ use client::Agent;
 /// Shows the agent as it is now.
 pub fn status(config: &config::Status) -> Result<()> {
     let page = ask(config.look.admin, "/status.json?fresh")?;
+    let (name, paint) = (config.name.as_deref(), Paint::of_stdout());
+    let head = status::head(&page, paint);
+    let page =
+        status::only(page, name).with_context(|| format!("nothing here has {:?} in its name", name.unwrap_or("")))?;
     match config.look.output {
-        Output::Json => say(&format!("{:#}\n", status::only(page, config.name.as_deref()))),
-        Output::Text => {
-            let page = status::only(page, config.name.as_deref());
-            say(&status::text(&page, config.all || config.name.is_some(), Paint::of_stdout()))
-        }
+        Output::Json => say(&format!("{page:#}\n")),
+        Output::Text => say(&(head + &status::text(&page, config.all, name.is_some(), paint))),
     }
 }
 

@@ -247,6 +247,7 @@ fn snapshot(state: State, source: &Source, catalog: &Catalog, kubepods: &Path, s
         built: catalog.built(),
         pods: Vec::new(),
         pod_names: catalog.pods().names().clone(),
+        host_network: catalog.pods().host_network.clone(),
         verdicts: Default::default(),
         workers: Vec::new(),
         sync_ages: source.sync_ages(),

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -153,6 +153,11 @@ impl Agent {
     /// Where its admin pages are, in the node's network namespace.
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// The file that it writes to.
+    pub fn log_file(&self) -> &Path {
+        &self.log
     }
 
     /// Everything it has written so far.

@@ -26,6 +26,7 @@ pub struct PodSpec {
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     qos: Qos,
+    host_network: bool,
 }
 
 impl PodSpec {
@@ -36,6 +37,7 @@ impl PodSpec {
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             annotations: BTreeMap::new(),
             qos: Qos::default(),
+            host_network: false,
         }
     }
 
@@ -56,6 +58,12 @@ impl PodSpec {
 
     pub fn qos(mut self, qos: Qos) -> Self {
         self.qos = qos;
+        self
+    }
+
+    /// In the node's own network namespace, with the node's addresses.
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
         self
     }
 }
@@ -92,13 +100,15 @@ impl Pod {
         let (number, uid) = (node.number_pod(), uid()?);
         let [high, low] = number.to_be_bytes();
         let group = node.driver.pod(spec.qos, &uid);
+        let own = (Ipv4Addr::new(10, 244, high, low), Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, number));
+        let (ip4, ip6) = if spec.host_network { (Inner::GATEWAY4, Inner::GATEWAY6) } else { own };
         let mut pod = Self {
             node: Arc::clone(node),
-            netns: Arc::new(Netns::new()?),
+            netns: if spec.host_network { Arc::clone(&node.netns) } else { Arc::new(Netns::new()?) },
             number,
             cgroup: node.kubepods().join(&group),
-            ip4: Ipv4Addr::new(10, 244, high, low),
-            ip6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, number),
+            ip4,
+            ip6,
             sandbox: None,
             uid,
             spec,
@@ -106,7 +116,9 @@ impl Pod {
         // In a cluster the object is there before the kubelet makes the sandbox.
         pod.node.objects.write(&pod.file(), &[pod.object()])?;
         cgroup::make_below(&node.kubepods(), &group)?;
-        pod.node.plug(&pod.netns, number, pod.ip4, pod.ip6)?;
+        if !pod.spec.host_network {
+            pod.node.plug(&pod.netns, number, pod.ip4, pod.ip6)?;
+        }
         let pause = pod.command("sleep").arg("infinity").stdin(Stdio::null()).stdout(Stdio::null());
         pod.sandbox = Some(pause.spawn()?);
         Ok(pod)
@@ -185,7 +197,11 @@ impl Pod {
         self.node.objects.remove(&self.file());
         self.sandbox = None;
         let groups = cgroup::remove(&self.cgroup);
-        self.node.unplug(self.number).and(groups).with_context(|| format!("pod {}", self.spec.name))
+        self.unplug().and(groups).with_context(|| format!("pod {}", self.spec.name))
+    }
+
+    fn unplug(&self) -> Result<()> {
+        if self.spec.host_network { Ok(()) } else { self.node.unplug(self.number) }
     }
 
     fn file(&self) -> String {
@@ -199,7 +215,10 @@ impl Pod {
                 "name": self.spec.name, "namespace": self.spec.namespace, "uid": self.uid,
                 "labels": self.spec.labels, "annotations": self.spec.annotations,
             },
-            "spec": { "nodeName": self.node.name(), "containers": [{ "name": "app", "image": "none" }] },
+            "spec": {
+                "nodeName": self.node.name(), "hostNetwork": self.spec.host_network,
+                "containers": [{ "name": "app", "image": "none" }],
+            },
             "status": {
                 "phase": "Running",
                 "podIP": self.ip4.to_string(),
@@ -221,6 +240,6 @@ impl Drop for Pod {
         self.node.objects.remove(&self.file());
         self.sandbox = None;
         let _ = cgroup::remove(&self.cgroup);
-        let _ = self.node.unplug(self.number);
+        let _ = self.unplug();
     }
 }

@@ -42,7 +42,8 @@ pub(crate) struct Options {
     report: Option<PathBuf>,
     /// What to run. It finds $SLUICE_SERVICE (host:port; also $SLUICE_SERVICE_HOST, $SLUICE_SERVICE_PORT),
     /// $SLUICE_SERVICE6 (IPv6), $SLUICE_MANIFESTS (the folder that the
-    /// agent reads), $SLUICE_AGENT_PID and $SLUICE_ADMIN (host:port of the agent's pages), and `loadtest` in $PATH
+    /// agent reads), $SLUICE_AGENT_PID, $SLUICE_AGENT_LOG and $SLUICE_ADMIN (host:port of the agent's pages), and `loadtest`
+    /// in $PATH. `nsenter -n -t $SLUICE_AGENT_PID sluice-agent top` looks into the agent
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -129,7 +130,7 @@ fn client_command(
         .env("SLUICE_MANIFESTS", manifests);
     if let Some(agent) = agent {
         launch = launch.env("SLUICE_AGENT_PID", agent.pid().to_string());
-        launch = launch.env("SLUICE_ADMIN", agent.admin().to_string());
+        launch = launch.env("SLUICE_ADMIN", agent.admin().to_string()).env("SLUICE_AGENT_LOG", agent.log_file());
     }
     Ok(launch)
 }

@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as LocalAddr, UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::{SocketAddr as LocalAddr, UnixListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub struct Levels {
 
 /// Where an agent with this admin address listens.
 pub fn address(admin: SocketAddr) -> std::io::Result<LocalAddr> {
-    LocalAddr::from_abstract_name(format!("sluice-agent/{admin}"))
+    LocalAddr::from_abstract_name(name(admin))
 }
 
 /// Opens the socket.
@@ -64,11 +64,13 @@ pub fn listen(admin: SocketAddr) -> anyhow::Result<UnixListener> {
     listen().with_context(|| format!("cannot listen on the local socket sluice-agent/{admin}"))
 }
 
-/// Connects to an agent.
-pub fn connect(admin: SocketAddr) -> std::io::Result<tokio::net::UnixStream> {
-    let stream = StdStream::connect_addr(&address(admin)?)?;
-    stream.set_nonblocking(true)?;
-    tokio::net::UnixStream::from_std(stream)
+/// Connects to an agent. Does not wait for one that hangs with a full queue: that would block.
+pub async fn connect(admin: SocketAddr) -> std::io::Result<tokio::net::UnixStream> {
+    tokio::net::UnixStream::connect(format!("\0{}", name(admin))).await
+}
+
+fn name(admin: SocketAddr) -> String {
+    format!("sluice-agent/{admin}")
 }
 
 /// Serves the socket for ever. To be spawned on the runtime.

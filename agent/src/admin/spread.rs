@@ -55,10 +55,12 @@ pub(super) fn not_spread(
     };
     for (uid, peers) in connections {
         let enrolled = view.snapshot.pods.iter().find(|pod| pod.uid == *uid);
+        let hosts = view.snapshot.host_network.contains(uid.as_str());
         let pod = enrolled.map_or_else(|| view.snapshot.pod_name(uid), |pod| pod.name.clone());
         for (&peer, &count) in peers {
             if let Some(service) = built.table.services.get(&ServiceAddr::new(peer)) {
                 let (reason, cure) = match enrolled {
+                    _ if hosts => (HOST_NETWORK, HOST_NETWORK_CURE),
                     Some(line) if line.entry.opted_out => (OPTED_OUT, OPTED_OUT_CURE),
                     Some(_) if service.endpoints.is_empty() => continue,
                     Some(_) => (OLDER, OLDER_CURE),
@@ -101,11 +103,16 @@ pub(super) fn not_spread(
     lines.into_values().take(LINES).collect()
 }
 
-const OPTED_OUT: &str = "the pod opted out: sluice.dev/redirect is \"false\" on it, or it has hostNetwork: true";
+/// Why a pod is not served at all, and what would change that.
+pub(super) const HOST_NETWORK: &str =
+    "hostNetwork: it has the node's own network namespace; its calls are left to kube-proxy";
+pub(super) const HOST_NETWORK_CURE: &str = "without hostNetwork its calls would be spread";
+const OPTED_OUT: &str = "the pod opted out: sluice.dev/redirect is \"false\" on it";
 const OPTED_OUT_CURE: &str = "remove the annotation from the Pod's template, and let the client dial again";
-const OLDER: &str = "the connection is older than the agent: it stays where kube-proxy sent it";
-const OLDER_CURE: &str =
-    "let the client dial again: restart its pod (kubectl rollout restart), or have servers set a max_connection_age";
+const OLDER: &str = "the connection is older than the agent, or than the port's selection or the pod's enrolment, or was \
+                     dialled while the agent hung: it stays where kube-proxy sent it";
+const OLDER_CURE: &str = "the client has to dial again: restart its pod (kubectl rollout restart), or let servers set a \
+                          maximum connection age";
 const NOT_ENROLLED: &str = "the pod is not enrolled: sluice has no listener in its network namespace";
 const NOT_ENROLLED_CURE: &str = "see what `sluice-agent check` and the agent's log say of the pod; new connections are redirected once it is enrolled";
 const HEADLESS: &str = "the client dials the pods of a headless Service: there is no ClusterIP to redirect";

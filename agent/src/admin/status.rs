@@ -1,17 +1,19 @@
 //! The page /status.json. In: a view of the agent; out: one JSON object. Pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
-use super::spread::NotSpread;
+use super::spread::{HOST_NETWORK, HOST_NETWORK_CURE, NotSpread};
 use super::sums::{self, EndpointSum, ServiceSum};
 use super::{PodLine, Snapshot, State, View};
 use crate::addr::ServiceAddr;
 use crate::balance::EjectedEndpoint;
 use crate::calls::{BOUNDS, CODES, CallsReport, Counts, HTTP_CLASSES, Histogram, MethodName};
 use crate::intercept::Verdict;
+use crate::pods::PodUid;
 use crate::splitter::Bound;
 use crate::table::{Ejection, Endpoint, LeftAlone, Problem, Service};
 use crate::worker::{EndpointConnections, PodReport, Report, ServiceReport};
@@ -54,6 +56,7 @@ impl Serialize for Page<'_> {
         page.serialize_entry("services", &Each(|| services.iter().map(|service| with_sum(&&***service))))?;
         page.serialize_entry("left_alone", &Each(|| built.left_alone.iter().map(left_alone)))?;
         page.serialize_entry("pods", &Each(|| pods.iter().map(|pod| one_pod(pod, view))))?;
+        page.serialize_entry("not_served", &Each(|| not_served(&view.snapshot)))?;
         page.serialize_entry("not_spread", &Each(|| not_spread.iter().map(NotSpread::json)))?;
         page.serialize_entry("kernel_verdicts", &verdicts)?;
         page.serialize_entry("problems", &Each(|| view.snapshot.problems().map(problem)))?;
@@ -193,6 +196,15 @@ fn one_pod(pod: &PodLine, view: &View) -> Value {
         "opted_out": pod.entry.opted_out,
         "traffic": view.report_of(pod).map(traffic),
     })
+}
+
+/// Pods of this node that have no network namespace of their own.
+fn not_served(snapshot: &Snapshot) -> impl Iterator<Item = Value> {
+    let name = |uid: &Arc<str>| snapshot.pod_name(&PodUid::new(uid));
+    let mut pods: Vec<_> = snapshot.host_network.iter().map(|uid| (name(uid), uid)).collect();
+    pods.sort();
+    pods.into_iter()
+        .map(|(name, uid)| json!({ "uid": uid, "name": name, "reason": HOST_NETWORK, "cure": HOST_NETWORK_CURE }))
 }
 
 fn traffic(report: &PodReport) -> Value {

@@ -47,6 +47,7 @@ fn snapshot(state: State) -> Snapshot {
         built,
         pods: vec![pod],
         pod_names: HashMap::from([("u-9".into(), "shop/old".into())]),
+        host_network: HashSet::new(),
         verdicts: VerdictCounts { redirected: 5, ..VerdictCounts::default() },
         workers: Vec::new(),
         node: Some("n1".into()),
@@ -359,7 +360,26 @@ fn each_reason_why_calls_are_not_spread_is_named_with_its_cure() {
     }
     assert_eq!(lines.len(), 6, "{lines:#?}");
     view.snapshot.pods[0].entry.opted_out = false;
-    assert!(reasons(&view).iter().any(|line| line.contains("older than the agent")));
+    assert!(reasons(&view).iter().any(|line| line.contains("older than the agent, or than the port's selection")));
+
+    // No annotation is to blame, whether it is enrolled for a moment or not.
+    view.snapshot.host_network = [own.as_str().into(), "u-9".into()].into();
+    view.snapshot.pods[0].entry.opted_out = true;
+    let lines = spread::not_spread(&view, &connections, &owners);
+    let hosts: Vec<_> = lines.iter().filter(|line| line.reason.starts_with("hostNetwork: ")).collect();
+    assert!(hosts.len() == 2 && hosts.iter().all(|line| !line.cure.contains("annotation")), "{lines:#?}");
+}
+
+#[test]
+fn the_status_names_the_pods_of_the_nodes_own_network() {
+    let mut snapshot = snapshot(State::Ready);
+    snapshot.host_network = ["u-9".into(), "u-0".into()].into();
+    let page = status::page(&View { snapshot, reports: vec![None] }, &[]);
+    let page: Value = serde_json::from_str(&page).unwrap();
+    let pods: Vec<_> = page["not_served"].as_array().unwrap().iter().map(|it| (&it["uid"], &it["name"])).collect();
+    assert_eq!(pods, [(&"u-9".into(), &"shop/old".into()), (&"u-0".into(), &"u-0".into())]);
+    assert!(page["not_served"][0]["reason"].as_str().unwrap().contains("the node's own network namespace"));
+    assert_eq!(page["not_served"][0]["cure"], "without hostNetwork its calls would be spread");
 }
 
 /// Serves with a control loop that always answers with this state; None: one that never answers.

@@ -19,6 +19,11 @@ pub(super) fn count(number: f64) -> String {
     if number >= 10.0 || number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:.1}") }
 }
 
+/// `1 endpoint`, `2 endpoints`.
+pub(super) fn many(number: usize, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `0.85 ms`, `12 ms`, `1.5 s`.
 pub(super) fn time(time: Option<Duration>) -> String {
     let Some(time) = time else { return "-".to_owned() };

@@ -11,7 +11,7 @@ use crossterm::terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternate
 use crossterm::{cursor, execute, queue, terminal};
 use serde_json::{Value, json};
 
-use super::figures::{buckets, count, list, number, percent, percentile, since, time};
+use super::figures::{buckets, count, list, many, number, percent, percentile, since, time};
 use super::status::method_name;
 use super::table::Table;
 use super::{Paint, ask, say};
@@ -100,7 +100,7 @@ fn counts(page: &Value, by: By) -> HashMap<Name, Count> {
             By::Service => {
                 let open = number(&service["calls"]["open"]);
                 let policy = service["policy"].as_str().unwrap_or("?");
-                let note = format!("{policy}, {} endpoints", list(&service["endpoints"]).len());
+                let note = format!("{policy}, {}", many(list(&service["endpoints"]).len(), "endpoint"));
                 add((name.clone(), String::new()), Count { open, note, ..Count::default() });
                 for method in methods {
                     add((name.clone(), String::new()), of_method(method));
@@ -109,12 +109,15 @@ fn counts(page: &Value, by: By) -> HashMap<Name, Count> {
             By::Method => methods.iter().for_each(|method| add((name.clone(), method_name(method)), of_method(method))),
             By::Endpoint => {
                 for endpoint in list(&service["endpoints"]).iter().filter(|endpoint| !endpoint["picked"].is_null()) {
-                    let away = list(&endpoint["ejected_by"]).len();
+                    let (unreachable, ejected): (Vec<&Value>, Vec<&Value>) =
+                        list(&endpoint["ejected_by"]).iter().partition(|it| it["cause"] == "unreachable");
                     let weight = number(&endpoint["weight"]);
-                    let note = match (away, weight < 0.995) {
-                        (0, false) => String::new(),
-                        (0, true) => format!("weight {weight:.2}"),
-                        (pods, _) => format!("ejected by {pods} pods"),
+                    let said = [("unreachable from", unreachable.len()), ("ejected by", ejected.len())];
+                    let said = said.iter().filter(|(_, pods)| *pods > 0);
+                    let said: Vec<_> = said.map(|(what, pods)| format!("{what} {}", many(*pods, "pod"))).collect();
+                    let note = match (said.is_empty(), weight < 0.995) {
+                        (true, true) => format!("weight {weight:.2}"),
+                        _ => said.join(", "),
                     };
                     let count = Count {
                         calls: number(&endpoint["picked"]),
@@ -360,6 +363,18 @@ mod tests {
         let p99 = by_service[0].p99.unwrap();
         assert!(p99 > Duration::from_millis(5) && p99 <= Duration::from_micros(7_813), "{p99:?}");
         assert_eq!(between(By::Method)[0].name.1, "a.B/C");
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_reached_is_not_called_ejected() {
+        let mut page = page(1, 1);
+        let by = |causes: &[&str]| causes.iter().map(|cause| json!({ "cause": cause })).collect::<Value>();
+        page["services"][0]["endpoints"][0]["ejected_by"] = by(&["unreachable", "failing", "unreachable"]);
+        page["services"][0]["endpoints"][1]["ejected_by"] = by(&["failing"]);
+        let counts = counts(&page, By::Endpoint);
+        let note = |endpoint: &str| &*counts[&("shop/cart:grpc".to_owned(), endpoint.to_owned())].note;
+        assert_eq!(note("10.1.0.1:1"), "unreachable from 2 pods, ejected by 1 pod");
+        assert_eq!(note("10.1.0.2:1"), "ejected by 1 pod");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub type Peers = BTreeMap<SocketAddr, usize>;
 
 /// Of all pods that are there. Namespaces of the host are not looked into.
 pub fn connections(kubepods: &Path) -> Vec<(PodUid, Peers)> {
-    let own = own_sockets();
+    let mut own = own_sockets();
     let hosts = ["1", "self"].map(namespace);
     let mut seen = HashSet::new();
     let mut all = Vec::new();
@@ -29,7 +29,7 @@ pub fn connections(kubepods: &Path) -> Vec<(PodUid, Peers)> {
         let Some(Group::Pod(uid)) = group.file_name().and_then(|name| name.to_str()).map(layout::classify) else {
             continue;
         };
-        let mut peers = Peers::new();
+        let mut found = Vec::new();
         for pid in look::processes_below(&group) {
             let pid = pid.to_string();
             let Some(namespace) = namespace(&pid).filter(|it| !hosts.contains(&Some(*it))) else { continue };
@@ -38,42 +38,47 @@ pub fn connections(kubepods: &Path) -> Vec<(PodUid, Peers)> {
             }
             for table in ["tcp", "tcp6"] {
                 let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-                for (peer, inode) in text.lines().take(MOST).filter_map(established) {
-                    if !own.contains(inode) {
-                        *peers.entry(peer).or_default() += 1;
-                    }
-                }
+                found.extend(text.lines().take(MOST).filter_map(established));
             }
         }
-        if !peers.is_empty() {
-            all.push((uid, peers));
-        }
+        all.push((uid, found));
     }
-    all
+    // And what workers have dialled since the look began.
+    own.extend(own_sockets());
+    let peers = all.into_iter().map(|(uid, found)| (uid, of_others(&found, &own)));
+    peers.filter(|(_, peers)| !peers.is_empty()).collect()
+}
+
+fn of_others(found: &[(SocketAddr, u64)], own: &HashSet<u64>) -> Peers {
+    let mut peers = Peers::new();
+    for (peer, _) in found.iter().filter(|(_, inode)| !own.contains(inode)) {
+        *peers.entry(*peer).or_default() += 1;
+    }
+    peers
 }
 
 fn namespace(pid: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|it| it.ino())
 }
 
-/// The inodes of this process's sockets, as text.
-fn own_sockets() -> HashSet<String> {
+/// The inodes of this process's sockets.
+fn own_sockets() -> HashSet<u64> {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return HashSet::new() };
     let inode = |entry: fs::DirEntry| {
         let target = fs::read_link(entry.path()).ok()?;
-        Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     };
     entries.flatten().filter_map(inode).collect()
 }
 
 /// The peer and the inode of a line of /proc/net/tcp or tcp6 (proc(5)) that is an established connection.
-fn established(line: &str) -> Option<(SocketAddr, &str)> {
+fn established(line: &str) -> Option<(SocketAddr, u64)> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let peer = address(fields.next()?)?;
     if fields.next()? != ESTABLISHED {
         return None;
     }
-    Some((peer, fields.nth(5)?))
+    Some((peer, fields.nth(5)?.parse().ok()?))
 }
 
 /// `0100007F:1F90`: words of the address as this machine holds them.
@@ -108,7 +113,7 @@ mod tests {
             ("000000FD000096000000000010000000:0050", "[fd00:0:96::10]:80"),
         ] {
             let expected: SocketAddr = addr.parse().unwrap();
-            assert_eq!(established(&line(peer, "01")), Some((expected, "4242")));
+            assert_eq!(established(&line(peer, "01")), Some((expected, 4242)));
         }
         assert_eq!(established(&line("0A00600A:C383", "06")), None, "TIME_WAIT");
         assert_eq!(
@@ -125,7 +130,10 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let text = fs::read_to_string("/proc/self/net/tcp").unwrap();
         let (_, inode) = text.lines().filter_map(established).find(|(peer, _)| peer.port() == port).unwrap();
-        assert!(own_sockets().contains(inode));
+        assert!(own_sockets().contains(&inode));
+        let (own, others) = (listener.local_addr().unwrap(), "10.0.0.1:1".parse().unwrap());
+        let peers = of_others(&[(own, inode), (others, u64::MAX), (others, u64::MAX - 1)], &own_sockets());
+        assert_eq!(peers, Peers::from([(others, 2)]));
         drop(accepted);
     }
 }

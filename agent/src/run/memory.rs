@@ -5,22 +5,26 @@
 use std::time::Duration;
 
 const EVERY: Duration = Duration::from_secs(2);
-/// Less than this more than after the last time is not worth a look at the whole heap, bytes.
-const GROWTH: usize = 2 << 20;
+/// Less than this more than what is in use is not worth a look at the whole heap, bytes.
+const GROWTH: usize = 1 << 20;
 
 /// Runs for ever.
 pub(super) async fn give_back() {
-    let mut least = usize::MAX;
+    // What was resident a while after the last time: what is in use has come back by then. So that what the start needed goes
+    // back too, nothing at first.
+    let mut in_use = 0;
     loop {
         tokio::time::sleep(EVERY).await;
         let Some(resident) = resident() else { return };
-        least = least.min(resident);
-        if resident >= least + GROWTH {
-            // Takes each arena's lock for as long as it looks at it, below a millisecond for tens of MiB.
-            let _ = tokio::task::spawn_blocking(trim).await;
-            forget_code();
-            least = self::resident().unwrap_or(least);
+        if resident < in_use + GROWTH {
+            in_use = in_use.min(resident);
+            continue;
         }
+        // Takes each arena's lock for as long as it looks at it, below a millisecond for tens of MiB.
+        let _ = tokio::task::spawn_blocking(trim).await;
+        forget_code();
+        tokio::time::sleep(EVERY).await;
+        in_use = self::resident().unwrap_or(resident);
     }
 }
 
@@ -65,7 +69,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_burst_left_behind_goes_back_to_the_kernel() {
         let task = tokio::spawn(give_back());
-        tokio::time::sleep(2 * EVERY).await;
+        tokio::time::sleep(2 * EVERY + EVERY / 2).await;
         let mut burst: Vec<Vec<u8>> = (0..32_768).map(|_| vec![1; 1024]).collect();
         // The last one keeps the heap's end where it is.
         let last = burst.pop();

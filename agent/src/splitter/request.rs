@@ -8,7 +8,7 @@ use super::conn::{Drain, Role, State};
 use super::flood::Cheap;
 use super::flow::{RecvWindow, SendWindow};
 use super::frame::{MAX_WINDOW, Reason};
-use super::hpack::Name;
+use super::hpack::{HeaderList, Name};
 use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
@@ -70,7 +70,8 @@ impl Splitter {
         }
         if section.too_large {
             let grpc = message::request(&self.list).is_ok_and(|request| request.grpc);
-            self.answer(c, stream, grpc, Status::ResourceExhausted, "request headers exceed the limit");
+            let list = self.answer(c, stream, grpc, Status::ResourceExhausted, "request headers exceed the limit");
+            self.recycle(list);
             if !section.end_stream {
                 self.conns[c].reset(stream, Reason::NO_ERROR);
             }
@@ -488,17 +489,21 @@ impl Splitter {
         }
         pair.client.send_ended = true;
         pair.call.ends(status.ended(grpc));
-        self.answer(c, stream, grpc, status, why);
+        let list = self.answer(c, stream, grpc, status, why);
+        if self.is_tapped() {
+            self.tap_own_response(now, key, &list);
+        }
+        self.recycle(list);
         // The response is complete; a client that still sends may stop (RFC 9113 §8.1).
         self.end_pair(now, key, Some(Reason::NO_ERROR), Some(Reason::CANCEL));
     }
 
-    /// HEADERS with END_STREAM of our own making.
-    fn answer(&mut self, c: u32, stream: u32, grpc: bool, status: Status, why: &str) {
+    /// HEADERS with END_STREAM of our own making, and what they say.
+    fn answer(&mut self, c: u32, stream: u32, grpc: bool, status: Status, why: &str) -> Rc<HeaderList> {
         let mut list = self.spare_list();
         let unshared = Rc::get_mut(&mut list).expect("a list that nobody else has");
         message::own_response(unshared, grpc, status, why);
         self.conns[c].write_headers(stream, true, &list);
-        self.recycle(list);
+        list
     }
 }

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use super::conn::Role;
 use super::frame::{self, HEAD_LEN, Head, PREFACE, be_u32, flag, kind};
 use super::hpack::{HeaderList, Indexing, Name};
+use super::message;
 use super::pair::{Face, Pair, PairKey};
 use super::{ConnId, Splitter};
 use crate::addr::{EndpointAddr, ServiceAddr};
@@ -252,6 +253,17 @@ impl Splitter {
         });
     }
 
+    /// An answer of our own.
+    #[cold]
+    pub(super) fn tap_own_response(&mut self, now: Instant, key: PairKey, list: &HeaderList) {
+        let Some(tap) = self.tap.as_mut().filter(|tap| tap.depth.metadata) else { return };
+        let Some(pair) = self.pairs.get(key) else { return };
+        let Some(tapped) = &pair.tapped else { return };
+        let after = now.saturating_duration_since(pair.call.came());
+        let status = message::response(list).map_or(0, |response| response.status);
+        tap.tell(TapEvent::Response { call: tapped.id, endpoint: None, after, status, metadata: shown(list) });
+    }
+
     /// The pair is off the books.
     #[cold]
     pub(super) fn tap_end(&mut self, now: Instant, pair: &mut Pair) {
@@ -389,7 +401,7 @@ impl TapEvent {
 fn shown(list: &HeaderList) -> Vec<Shown> {
     let show = |field: super::hpack::FieldView<'_>| {
         let name = text(field.name());
-        let secret = field.indexing() == Indexing::NeverIndexed || is_secret(&name);
+        let secret = field.indexing() == Indexing::NeverIndexed || is_secret(&name) || looks_secret(field.value());
         let value = if secret { format!("(hidden, {} bytes)", field.value().len()) } else { text(field.value()) };
         Shown { name, value }
     };
@@ -407,7 +419,7 @@ fn shown(list: &HeaderList) -> Vec<Shown> {
 
 /// Names that are wont to carry secrets.
 fn is_secret(name: &str) -> bool {
-    const PARTS: [&str; 11] = [
+    const PARTS: [&str; 24] = [
         "auth",
         "cookie",
         "token",
@@ -416,12 +428,48 @@ fn is_secret(name: &str) -> bool {
         "api-key",
         "apikey",
         "api_key",
+        "access-key",
+        "accesskey",
+        "access_key",
+        "private",
         "credential",
         "session",
         "signature",
+        "bearer",
+        "jwt",
+        "assertion",
+        "oidc",
+        "csrf",
+        "xsrf",
+        "client-cert",
+        "otp",
+        "-pin",
     ];
     let ours = matches!(name, ":authority" | "www-authenticate" | "proxy-authenticate");
     !ours && PARTS.iter().any(|part| name.contains(part))
+}
+
+/// Values that look like secrets, whatever their field is called: credentials with their scheme (RFC 9110 §11.4), JSON Web
+/// Tokens (RFC 7519), keys that say by their beginning whose they are, private keys.
+fn looks_secret(value: &[u8]) -> bool {
+    const SCHEMES: [&[u8]; 6] = [b"basic ", b"bearer ", b"digest ", b"negotiate ", b"aws4-hmac", b"apikey "];
+    const BEGINNINGS: [&[u8]; 12] = [
+        b"ghp_",
+        b"gho_",
+        b"ghs_",
+        b"github_pat_",
+        b"glpat-",
+        b"sk_live_",
+        b"sk-proj-",
+        b"xoxb-",
+        b"xoxp-",
+        b"AKIA",
+        b"AIza",
+        b"-----BEGIN",
+    ];
+    let begins = |scheme: &&[u8]| value.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+    let is_jwt = value.starts_with(b"eyJ") && value.iter().filter(|byte| **byte == b'.').count() >= 2;
+    is_jwt || SCHEMES.iter().any(|scheme| begins(scheme)) || BEGINNINGS.iter().any(|begin| value.starts_with(begin))
 }
 
 /// Bytes for people: what is no letter is escaped, what is long is cut.
@@ -437,6 +485,38 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_known_by_their_fields_names_or_by_their_look() {
+        for name in [
+            "authorization",
+            "x-jwt-assertion",
+            "x-amzn-oidc-data",
+            "x-access-key",
+            "x-csrf",
+            "x-forwarded-client-cert",
+        ] {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in [
+            ":authority",
+            "www-authenticate",
+            "user-agent",
+            "grpc-timeout",
+            "traceparent",
+            "x-request-id",
+            "content-type",
+        ] {
+            assert!(!is_secret(name), "{name}");
+        }
+        for value in ["Bearer x", "basic eDp5", "eyJhbGciOi.eyJzdWIi.c2ln", "ghp_abc", "-----BEGIN PRIVATE KEY-----"] {
+            assert!(looks_secret(value.as_bytes()), "{value}");
+        }
+        for value in ["", "grpc-go/1.80.0", "eyJ", "trailers", "application/grpc", "a.b.c", "basic", "00-0af7-b7ad-01"]
+        {
+            assert!(!looks_secret(value.as_bytes()), "{value}");
+        }
+    }
 
     #[test]
     fn what_may_be_a_secret_is_hidden_and_the_rest_is_shown_in_letters() {

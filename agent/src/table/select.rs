@@ -169,6 +169,10 @@ impl Word {
     /// None: the port is selected and nothing speaks against it but, perhaps, the lack of addresses or endpoints.
     pub(super) fn against(&self, service: &Service, port: &ServicePort, here: &Here) -> Option<Reason> {
         let spec = &service.spec;
+        // Before all else: what another reason's cure would change, would change nothing.
+        if let Protocol::Udp | Protocol::Sctp = port.protocol {
+            return Some(Reason::NotTcp(port.protocol));
+        }
         let selected = match &self.redirect {
             Some(Redirect::Nothing) if self.by_service => return Some(Reason::OptedOutByService),
             Some(Redirect::Nothing) => return Some(Reason::OptedOutByNamespace),
@@ -179,10 +183,9 @@ impl Word {
         if !selected {
             return Some(if self.unreadable { Reason::UnreadableAnnotation } else { Reason::NotSelected });
         }
-        match (spec.service_type, port.protocol) {
-            (ServiceType::ExternalName, _) => Some(Reason::ExternalName),
+        match spec.service_type {
+            ServiceType::ExternalName => Some(Reason::ExternalName),
             _ if spec.headless() => Some(Reason::Headless),
-            (_, Protocol::Udp | Protocol::Sctp) => Some(Reason::NotTcp(port.protocol)),
             _ if spec.session_affinity == SessionAffinity::ClientIP => Some(Reason::SessionAffinity),
             _ if spec.internal_traffic_policy == InternalTrafficPolicy::Local && here.node.is_none() => {
                 Some(Reason::OwnNodeUnknown)

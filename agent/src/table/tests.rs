@@ -164,6 +164,21 @@ fn what_cannot_be_redirected_is_left_alone_with_its_reason() {
 }
 
 #[test]
+fn a_port_that_is_not_tcp_is_told_so_whatever_else_speaks_against_it() {
+    let redirect = |word: &str| format!("sluice.dev/redirect: '{word}'");
+    for (annotation, spec) in [
+        (String::new(), ""),
+        (redirect("false"), ""),
+        (redirect("yes!"), ""),
+        (String::new(), "sessionAffinity: ClientIP,"),
+    ] {
+        let built = built(&cart(&annotation, spec, "{name: dns, port: 1, protocol: UDP}"));
+        let udp = Reason::NotTcp(object::Protocol::Udp);
+        assert_eq!(reasons(&built), [("shop/cart:dns".to_owned(), udp)], "{annotation} {spec}");
+    }
+}
+
+#[test]
 fn an_unreadable_annotation_is_a_problem_and_the_default_applies() {
     for value in ["yes!", "True", "", "a,,b", "-"] {
         let grpc = built(&cart(&format!("sluice.dev/redirect: '{value}'"), "", GRPC));

@@ -120,6 +120,31 @@ fn who_looks_sees_a_call_from_its_head_to_its_end_with_secrets_hidden_and_nothin
     assert!(s.world.splitter.poll_tap().is_none());
 }
 
+#[test]
+fn who_looks_sees_what_we_answer_ourselves_and_why() {
+    let mut s = script();
+    s.refuse(1);
+    s.world.splitter.tap(Some(ALL));
+    let client = s.client();
+    s.send(&client, headers(1, END, CALL));
+    s.run();
+    let mut events = Vec::new();
+    while let Some(event) = s.world.splitter.poll_tap() {
+        events.push(event);
+    }
+    let [
+        TapEvent::Request { .. },
+        TapEvent::Response { status: 200, endpoint: None, metadata, .. },
+        TapEvent::End(end),
+    ] = &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    let why = metadata.iter().find(|field| field.name == "grpc-message").map(|field| &*field.value);
+    assert_eq!(why, Some("no endpoint could be reached"));
+    assert_eq!(end.ended.name(), "UNAVAILABLE");
+}
+
 fn heard_fields(stream: u32, fields: Fields<'_>) -> Got {
     heard(stream, MORE, fields)
 }

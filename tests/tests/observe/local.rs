@@ -47,7 +47,7 @@ fn over_the_network_nothing_shows_calls_or_changes_something() -> Result<()> {
     client.connect(service.address4())?.call(ADD, &[])?;
     for page in ["/tap", "/tap?frames=1", "/maps.json", "/log-level", "/log-level?bpf=trace"] {
         let answer = agent.get(page)?;
-        ensure!(answer.status == 404 && answer.body.contains("only on the agent's local socket"), "{page}: {answer:?}");
+        ensure!(answer.status == 404 && answer.body.contains("only on the local socket"), "{page}: {answer:?}");
     }
     let levels = Cli::new(&node, &agent).say(&["log-level"])?;
     ensure!(levels == "kernel programs: off\nagent: info\n", "{levels}");

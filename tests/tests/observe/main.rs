@@ -15,5 +15,6 @@ mod reasons;
 mod scene;
 mod scrape;
 mod stage;
+mod status;
 mod tap;
 mod top;

@@ -124,7 +124,7 @@ fn status_names_why_calls_of_an_old_connection_are_not_spread() -> Result<()> {
     old.call(ADD, &[])?;
     let agent = node.agent().start()?;
     old.call(ADD, &[])?;
-    let (reason, cure) = ("older than the agent", "let the client dial again");
+    let (reason, cure) = ("older than the agent", "the client has to dial again");
     Told { pod: &client.pod, service: "default/shop:grpc", connections: 1, reason, cure }.by(&node, &agent)?;
     nothing_else(&node, &agent, 1)?;
 
