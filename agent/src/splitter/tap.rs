@@ -469,7 +469,7 @@ fn looks_secret(value: &[u8]) -> bool {
     ];
     let begins = |scheme: &&[u8]| value.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
     let is_jwt = value.starts_with(b"eyJ") && value.iter().filter(|byte| **byte == b'.').count() >= 2;
-    is_jwt || SCHEMES.iter().any(|scheme| begins(scheme)) || BEGINNINGS.iter().any(|begin| value.starts_with(begin))
+    is_jwt || SCHEMES.iter().any(begins) || BEGINNINGS.iter().any(|begin| value.starts_with(begin))
 }
 
 /// Bytes for people: what is no letter is escaped, what is long is cut.
