@@ -1,14 +1,14 @@
 //! The cases: what load each has, who takes part, and what is measured. In: entrants; out, a section for each table.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::connects;
 use super::figures::{CPU, CPU_BEFORE, Figure, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
-use super::load::{Load, Request};
+use super::load::{Load, Outcome, Pace, Request};
 use super::peers::{Entrant, Peer};
 use super::site::{Endpoints, Plan, Programs, Site};
 use crate::host::step;
@@ -23,6 +23,9 @@ const STREAM: u32 = 100;
 /// every millisecond: each call comes alone, and none shares a wake-up or a write with another.
 const RATE: f64 = 1000.0;
 const CALLS: u64 = 4000;
+/// What such calls cost is measured when all connections are there, for a while.
+const EVEN_AFTER: Duration = Duration::from_millis(1500);
+const EVEN_FOR: Duration = Duration::from_secs(2);
 const IDLE_CONNECTIONS: u32 = 1000;
 /// Idle connections are looked at so long after they were dialled, for so long.
 const IDLE_AFTER: Duration = Duration::from_secs(4);
@@ -78,7 +81,7 @@ pub(crate) struct Bench {
 impl Case {
     /// Whether the nodes of the case before serve this one as well.
     pub(crate) fn shares_sites(self) -> bool {
-        self < Self::Idle
+        self < Self::Idle && self != Self::PingPong
     }
 }
 
@@ -95,7 +98,7 @@ impl Bench {
         let (name, about, load) = match case {
             Case::Shared => ("10x20", small("10 connections × 20 calls"), Load::unary(self.rpcs, 10, 20, SMALL)),
             Case::Alone => ("50x1", small("50 connections × 1 call"), Load::unary(self.rpcs / 2, 50, 1, SMALL)),
-            Case::PingPong => ("1x1", small("one call at a time"), Load::unary(self.rpcs / 10, 1, 1, SMALL)),
+            Case::PingPong => return self.ping_pong().and_then(show),
             Case::Large => {
                 let about = "unary, 64 KiB each way, 4 endpoints, 10 connections × 2 calls".to_owned();
                 ("64k", about, Load::unary(self.rpcs / 25, 10, 2, LARGE))
@@ -118,9 +121,16 @@ impl Bench {
         show(self.compare(name, about, shared, self.rounds, &load)?)
     }
 
+    /// With one endpoint: that calls are spread over several, of which each sleeps meanwhile, is not the proxy's latency.
+    fn ping_pong(&self) -> Result<Section> {
+        let sites = self.sites(Plan { endpoints: Endpoints::Pods(1), ..Plan::default() }, |_| true)?;
+        let about = format!("{UNARY}, 1 endpoint, one call at a time");
+        self.compare("1x1", about, &sites, self.rounds, &Load::unary(self.rpcs / 10, 1, 1, SMALL))
+    }
+
     fn connections(&self, sites: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         for connections in [1, 10, 100, 1000] {
-            let load = Load::unary(CALLS, connections, 10, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, connections, 10, SMALL).pace(Pace::Even(RATE));
             let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections");
             show(self.compare(&format!("connections {connections}"), about, sites, self.sweep(), &load)?)?;
         }
@@ -131,7 +141,7 @@ impl Bench {
         for endpoints in [1, 10, 100, 1000] {
             let plan = Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
             let sites = self.sites(plan, |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
-            let load = Load::unary(CALLS, 10, 10, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, 10, 10, SMALL).pace(Pace::Even(RATE));
             let about =
                 format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)");
             show(self.compare(&format!("endpoints {endpoints}"), about, &sites, self.sweep(), &load)?)?;
@@ -142,7 +152,7 @@ impl Bench {
     fn pods(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         for pods in [1, 10, 100] {
             let plan = Plan { clients: pods, ..Plan::default() };
-            let load = Load::unary(CALLS, pods as u32, 10, SMALL).rate(RATE);
+            let load = Load::unary(CALLS, pods as u32, 10, SMALL).pace(Pace::Even(RATE));
             let (name, mut about) = (
                 format!("pods {pods}"),
                 format!(
@@ -173,15 +183,18 @@ impl Bench {
 
     /// Rounds where a number varies.
     fn sweep(&self) -> u8 {
-        self.rounds.div_ceil(2)
+        (self.rounds / 2).max(1)
     }
 
     /// The load through each, in turn, round after round. The first round warms up: connections, HPACK tables, caches.
     fn compare(&self, name: &str, about: String, sites: &[Site], rounds: u8, load: &Load) -> Result<Section> {
-        // Paced load knows no TLS.
-        let sites: Vec<_> = sites.iter().filter(|site| load.rate.is_none() || !site.entrant.peer.is_opaque()).collect();
+        let even = matches!(load.pace, Pace::Even(_));
+        // Such a load knows no TLS, and is there for the CPU that a proxy needs.
+        let takes_part = |peer: Peer| !even || peer != Peer::KubeProxy && !peer.is_opaque();
+        let sites: Vec<_> = sites.iter().filter(|site| takes_part(site.entrant.peer)).collect();
         let mut rows = rows(sites.iter().copied());
-        for round in 0..=usize::from(rounds) {
+        // It has its own time to warm up.
+        for round in usize::from(even)..=usize::from(rounds) {
             for turn in 0..sites.len() {
                 // Nobody comes always first, or always after the same one.
                 let i = (turn + round) % sites.len();
@@ -199,7 +212,7 @@ impl Bench {
     fn idle(&self) -> Result<Section> {
         let sites = self.sites(Plan::default(), |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
         let calls = u64::from(IDLE_CONNECTIONS) * 2;
-        let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).rate(f64::from(IDLE_CONNECTIONS) / IDLE_APART);
+        let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).pace(Pace::Apart(IDLE_APART));
         let mut rows = rows(&sites);
         for _ in 0..self.sweep() {
             let measured: Vec<Result<_>> = thread::scope(|scope| {
@@ -251,15 +264,35 @@ fn rows<'a>(sites: impl IntoIterator<Item = &'a Site>) -> Vec<Row> {
 /// One measurement.
 fn through(site: &Site, load: &Load) -> Result<Vec<(Figure, f64)>> {
     site.meter.forget_peak()?;
-    let before = site.meter.cpu()?;
-    let outcome = load.run(site)?;
-    let spent = site.meter.cpu()?.saturating_sub(before);
+    let (outcome, spent, calls) = match load.pace {
+        Pace::Even(rate) => while_even(site, load, rate)?,
+        Pace::AtOnce | Pace::Apart(_) => {
+            let before = site.meter.cpu()?;
+            let outcome = load.run(site)?;
+            let spent = site.meter.cpu()?.saturating_sub(before);
+            let calls = outcome.calls() as f64;
+            (outcome, spent, calls)
+        }
+    };
     let mut measured = outcome.figures();
     if !site.meter.is_empty() {
-        measured.push((CPU, spent.as_secs_f64() * 1e6 / outcome.calls() as f64));
+        measured.push((CPU, spent.as_secs_f64() * 1e6 / calls));
     }
     measured.extend(site.memory()?);
     Ok(measured)
+}
+
+/// The load, and what was spent on how many calls in its middle: dials are not calls.
+fn while_even(site: &Site, load: &Load, rate: f64) -> Result<(Outcome, Duration, f64)> {
+    thread::scope(|scope| {
+        let running = scope.spawn(|| load.run(site));
+        thread::sleep(EVEN_AFTER);
+        let (before, from) = (site.meter.cpu()?, Instant::now());
+        thread::sleep(EVEN_FOR);
+        let (spent, calls) = (site.meter.cpu()?.saturating_sub(before), rate * from.elapsed().as_secs_f64());
+        let outcome = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((outcome, spent, calls))
+    })
 }
 
 /// What a proxy has and uses between the two calls of each connection.

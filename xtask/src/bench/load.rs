@@ -1,5 +1,5 @@
 //! Load: in, client pods, a target and the load's shape; out, how long it took and how long calls took. By h2load where the
-//! next call begins as soon as one ends; by loadtest where they have a schedule, which h2load keeps in bunches only. An
+//! next call begins as soon as one ends; by loadtest where they come evenly, which h2load does in bunches only. An
 //! error unless every call was answered with a message.
 
 use std::fs;
@@ -19,10 +19,20 @@ pub(crate) struct Load {
     pub(crate) connections: u32,
     /// Calls open at a time on each connection.
     pub(crate) streams: u32,
-    /// Calls per second, evenly; unless set, the next begins as soon as one ends.
-    pub(crate) rate: Option<f64>,
+    pub(crate) pace: Pace,
     pub(crate) method: &'static str,
     pub(crate) request: Request,
+}
+
+/// When calls begin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Pace {
+    /// The next as soon as one ends.
+    AtOnce,
+    /// So many a second, evenly.
+    Even(f64),
+    /// Those of a connection so many seconds apart, those of all connections at the same time.
+    Apart(f64),
 }
 
 /// The one message of each call's request, and how large its answer is.
@@ -61,11 +71,11 @@ impl Load {
     /// Unary calls with so many bytes of payload each way.
     pub(crate) fn unary(calls: u64, connections: u32, streams: u32, payload: usize) -> Self {
         let request = Request { payload, responses: 1 };
-        Self { calls, connections, streams, rate: None, method: "Unary", request }
+        Self { calls, connections, streams, pace: Pace::AtOnce, method: "Unary", request }
     }
 
-    pub(crate) fn rate(self, rate: f64) -> Self {
-        Self { rate: Some(rate), ..self }
+    pub(crate) fn pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// Puts it on a site, the same part from each client.
@@ -76,9 +86,10 @@ impl Load {
         let said: Vec<Result<Said>> = thread::scope(|scope| {
             let one = |client| {
                 let (request, share) = (&request, &share);
-                scope.spawn(move || match share.rate {
-                    Some(rate) => share.paced(rate, client, site),
-                    None => share.at_once(client, site, request),
+                scope.spawn(move || match share.pace {
+                    Pace::Even(rate) => share.by_loadtest(rate, client, site),
+                    Pace::AtOnce => share.by_h2load(None, client, site, request),
+                    Pace::Apart(seconds) => share.by_h2load(Some(1.0 / seconds), client, site, request),
                 })
             };
             let all: Vec<_> = site.clients.iter().map(one).collect();
@@ -112,11 +123,15 @@ impl Load {
         let part = u32::try_from(clients.max(1)).unwrap_or(u32::MAX);
         let connections = (self.connections / part).max(1);
         let calls = (self.calls / u64::from(part)).max(u64::from(connections));
-        Self { calls, connections, rate: self.rate.map(|rate| rate / f64::from(part)), ..self.clone() }
+        let pace = match self.pace {
+            Pace::Even(rate) => Pace::Even(rate / f64::from(part)),
+            pace => pace,
+        };
+        Self { calls, connections, pace, ..self.clone() }
     }
 
-    /// By h2load.
-    fn at_once(&self, client: &Pod, site: &Site, request: &Path) -> Result<Said> {
+    /// By h2load; calls per second of each connection if they have a schedule.
+    fn by_h2load(&self, rate: Option<f64>, client: &Pod, site: &Site, request: &Path) -> Result<Said> {
         let log = site.folder().join(format!("calls-{}", client.name()));
         // It would be written on.
         let _ = fs::remove_file(&log);
@@ -127,6 +142,7 @@ impl Load {
             .arg(request)
             .arg("--log-file")
             .arg(&log)
+            .args(rate.iter().flat_map(|rate| ["--rps".to_owned(), rate.to_string()]))
             .arg(format!("{}/sluice.loadtest.v1.Echo/{}", site.target, self.method))
             .read()?;
         let seconds = self.judge(&said, &site.target)?;
@@ -136,7 +152,7 @@ impl Load {
     }
 
     /// By loadtest, which fails if a call does.
-    fn paced(&self, rate: f64, client: &Pod, site: &Site) -> Result<Said> {
+    fn by_loadtest(&self, rate: f64, client: &Pod, site: &Site) -> Result<Said> {
         let target = site.target.trim_start_matches("http://");
         ensure!(self.method == "Unary", "paced load is unary");
         let said = client
@@ -294,8 +310,8 @@ traffic: 12.70KB (13000) total, 2.00KB (2048) headers (space savings 91.00%), 7.
 
     #[test]
     fn clients_share_a_load_and_each_connection_has_a_call() {
-        let share = Load::unary(1000, 10, 1, 32).rate(500.0).share(100);
-        assert_eq!((share.calls, share.connections, share.rate), (10, 1, Some(5.0)));
+        let share = Load::unary(1000, 10, 1, 32).pace(Pace::Even(500.0)).share(100);
+        assert_eq!((share.calls, share.connections, share.pace), (10, 1, Pace::Even(5.0)));
         assert_eq!(Load::unary(10, 50, 1, 32).share(1).calls, 50);
     }
 }
