@@ -48,9 +48,13 @@ where
     /// one without changes. A dropped future leaves a state from which the next call goes on.
     pub async fn publish(&mut self, changes: Vec<Change>) {
         self.unsettled.extend(changes.into_iter().map(|it| (it.addr, it.service)));
-        if self.unsettled.is_empty() {
-            return;
+        if !self.unsettled.is_empty() {
+            self.settle().await;
         }
+    }
+
+    #[tracing::instrument(name = "publish", level = "debug", skip_all, fields(service_ports = self.unsettled.len()))]
+    async fn settle(&mut self) {
         for (addr, service) in &self.unsettled {
             if self.in_kernel.contains_key(addr) && announced(service.as_ref()).is_none() {
                 match (self.kernel)(KernelChange::Forget(*addr)) {

@@ -30,6 +30,7 @@ impl Enrolment {
 
     /// Gives the pod to a worker, and tells the kernel when the worker serves it. A pod that cannot be enrolled is left
     /// to kube-proxy.
+    #[tracing::instrument(name = "enrol", level = "debug", skip_all, fields(pod = %name))]
     pub(super) async fn add(&mut self, found: FoundPod, name: Arc<str>) {
         let (entry, cookie, uid) = (self.pods.entry(&found), found.cookie, found.uid.clone());
         let worker = self.workers[entry.worker as usize].clone();

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -30,7 +31,9 @@ pub(super) struct LogFilter {
 pub(super) fn start(config: &Run) -> Result<LogFilter> {
     let levels = Levels { bpf: config.bpf_log.to_string(), log: config.log.clone() };
     let (filter, handle) = reload::Layer::new(filter(&levels).context("--log")?);
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // Spans (a pod's enrolment, a change on its way to workers and kernel) are at the debug level, with how long they took.
+    let lines = fmt::layer().with_span_events(FmtSpan::CLOSE);
+    let lines = lines.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).try_init().context("cannot start the log")?;
     Ok(LogFilter { levels, handle })
 }

@@ -9,6 +9,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::table::object::{EndpointSlice, Key, Kind, Namespace, Node, Pod, Service};
 use crate::table::{Catalog, Problem, Problems, Update};
@@ -155,5 +156,6 @@ impl Kube {
 fn spawn<T: Watched>(followers: &mut JoinSet<()>, client: &Client, config: watcher::Config, news: &Sender<News>) {
     let api: Api<Wire<T>> = Api::all(client.clone());
     let news = news.clone();
-    followers.spawn(follow(move || watcher(api.clone(), config.clone()), news));
+    let span = tracing::debug_span!("watch", kind = T::KIND.name());
+    followers.spawn(follow(move || watcher(api.clone(), config.clone()), news).instrument(span));
 }

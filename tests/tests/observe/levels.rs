@@ -68,7 +68,7 @@ fn the_kernels_verdicts_are_said_from_the_moment_they_are_asked_for_and_no_longe
 #[test]
 fn the_agents_own_level_changes_too() -> Result<()> {
     let scene = Scene::new()?;
-    let (enrolment, debug, trace) = (" INFO sluice_agent::run::enrol: pod enrolled", " DEBUG sluice_agent", " TRACE ");
+    let (enrolment, debug, trace) = ("sluice_agent::run::enrol: pod enrolled", " DEBUG ", " TRACE ");
     let enrol = |name: &str| -> Result<usize> {
         let before = scene.lines(enrolment)?.len();
         let pod = scene.node.pod(name)?;
@@ -80,6 +80,9 @@ fn the_agents_own_level_changes_too() -> Result<()> {
 
     ensure!(scene.cli().say(&["log-level", "--log", "trace"])? == "kernel programs: off\nagent: trace\n");
     enrol("second")?;
+    // Spans tell what a line is about, and how long it took. The pod's object may not be known yet, and its name with it.
+    let took = || scene.lines("close time.busy");
+    wait_for("the span of the enrolment", || Ok(took()?.iter().any(|line| line.contains("enrol{pod=")).then_some(())))?;
     ensure!(!scene.lines(" TRACE sluice_agent::pods: looked at a pod")?.is_empty(), "{}", scene.agent.log()?);
 
     // For one part alone.
