@@ -17,6 +17,7 @@ pub(crate) mod connects;
 mod figures;
 mod load;
 mod machine;
+mod one_cpu;
 mod page;
 mod peers;
 mod report;

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use super::connects;
 use super::figures::{CPU, CPU_BEFORE, Figure, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
 use super::load::{Load, Outcome, Pace, Request};
+use super::one_cpu::OneCpu;
 use super::peers::{Entrant, Peer};
 use super::site::{Endpoints, Plan, Programs, Site};
 use crate::host::step;
@@ -17,6 +18,7 @@ use crate::host::step;
 const SMALL: usize = 32;
 const UNARY: &str = "unary, 32 bytes each way";
 const LARGE: usize = 64 << 10;
+const ONE_CPU: &str = "everybody on one CPU";
 /// Messages of a stream.
 const STREAM: u32 = 100;
 /// Where a number varies, the load is the same: so many calls per second, evenly, and in each measurement. A timer ticks
@@ -81,7 +83,12 @@ pub(crate) struct Bench {
 impl Case {
     /// Whether the nodes of the case before serve this one as well.
     pub(crate) fn shares_sites(self) -> bool {
-        self < Self::Idle && self != Self::PingPong
+        matches!(self, Self::Shared | Self::Alone | Self::Large | Self::Streaming)
+    }
+
+    /// Calls come one by one: everybody has the same CPU, which is never busy.
+    fn has_one_cpu(self) -> bool {
+        matches!(self, Self::PingPong | Self::Connections | Self::Endpoints | Self::Pods)
     }
 }
 
@@ -94,6 +101,7 @@ impl Bench {
 
     /// Measures a case; `shared` are nodes with 4 endpoints and a client. Each table goes to `show` when it is ready.
     pub(crate) fn run(&self, case: Case, shared: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let _pinned = case.has_one_cpu().then(OneCpu::pin).transpose()?;
         let small = |load| format!("{UNARY}, 4 endpoints, {load}");
         let (name, about, load) = match case {
             Case::Shared => ("10x20", small("10 connections × 20 calls"), Load::unary(self.rpcs, 10, 20, SMALL)),
@@ -111,7 +119,7 @@ impl Bench {
                 let load = Load { method: "ServerStream", request, ..Load::unary(self.rpcs / 50, 10, 2, SMALL) };
                 ("streaming", about, load)
             }
-            Case::Connections => return self.connections(shared, show),
+            Case::Connections => return self.connections(show),
             Case::Endpoints => return self.endpoints(show),
             Case::Pods => return self.pods(show),
             Case::Idle => return self.idle().and_then(show),
@@ -124,15 +132,16 @@ impl Bench {
     /// With one endpoint: that calls are spread over several, of which each sleeps meanwhile, is not the proxy's latency.
     fn ping_pong(&self) -> Result<Section> {
         let sites = self.sites(Plan { endpoints: Endpoints::Pods(1), ..Plan::default() }, |_| true)?;
-        let about = format!("{UNARY}, 1 endpoint, one call at a time");
+        let about = format!("{UNARY}, 1 endpoint, one call at a time, {ONE_CPU}");
         self.compare("1x1", about, &sites, self.rounds, &Load::unary(self.rpcs / 10, 1, 1, SMALL))
     }
 
-    fn connections(&self, sites: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+    fn connections(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let sites = self.sites(Plan::default(), spreads_calls)?;
         for connections in [1, 10, 100, 1000] {
             let load = Load::unary(CALLS, connections, 10, SMALL).pace(Pace::Even(RATE));
-            let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections");
-            show(self.compare(&format!("connections {connections}"), about, sites, self.sweep(), &load)?)?;
+            let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections, {ONE_CPU}");
+            show(self.compare(&format!("connections {connections}"), about, &sites, self.sweep(), &load)?)?;
         }
         Ok(())
     }
@@ -140,10 +149,11 @@ impl Bench {
     fn endpoints(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         for endpoints in [1, 10, 100, 1000] {
             let plan = Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
-            let sites = self.sites(plan, |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
+            let sites = self.sites(plan, spreads_calls)?;
             let load = Load::unary(CALLS, 10, 10, SMALL).pace(Pace::Even(RATE));
-            let about =
-                format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)");
+            let about = format!(
+                "{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod), {ONE_CPU}"
+            );
             show(self.compare(&format!("endpoints {endpoints}"), about, &sites, self.sweep(), &load)?)?;
         }
         Ok(())
@@ -157,17 +167,17 @@ impl Bench {
                 format!("pods {pods}"),
                 format!(
                     "{UNARY}, 4 endpoints, {RATE} calls/s from so many client pods with a connection each; CPU and memory \
-                     of all sidecars together"
+                     of all sidecars together, {ONE_CPU}"
                 ),
             );
             if pods < MANY_PODS {
-                let sites = self.sites(plan, |peer| !peer.is_opaque())?;
+                let sites = self.sites(plan, spreads_calls)?;
                 show(self.compare(&name, about, &sites, self.sweep(), &load)?)?;
                 continue;
             }
             about += ", one proxy after the other";
             let mut all: Option<Section> = None;
-            for entrant in self.entrants.iter().filter(|entrant| !entrant.peer.is_opaque()) {
+            for entrant in self.entrants.iter().filter(|entrant| spreads_calls(entrant.peer)) {
                 step(&format!("making a node with {pods} client pods for {}", entrant.name));
                 let site = Site::build(entrant, plan, &self.programs)?;
                 let one = self.compare(&name, about.clone(), std::slice::from_ref(&site), self.sweep(), &load)?;
@@ -189,16 +199,13 @@ impl Bench {
     /// The load through each, in turn, round after round. The first round warms up: connections, HPACK tables, caches.
     fn compare(&self, name: &str, about: String, sites: &[Site], rounds: u8, load: &Load) -> Result<Section> {
         let even = matches!(load.pace, Pace::Even(_));
-        // Such a load knows no TLS, and is there for the CPU that a proxy needs.
-        let takes_part = |peer: Peer| !even || peer != Peer::KubeProxy && !peer.is_opaque();
-        let sites: Vec<_> = sites.iter().filter(|site| takes_part(site.entrant.peer)).collect();
-        let mut rows = rows(sites.iter().copied());
+        let mut rows = rows(sites);
         // It has its own time to warm up.
         for round in usize::from(even)..=usize::from(rounds) {
             for turn in 0..sites.len() {
                 // Nobody comes always first, or always after the same one.
                 let i = (turn + round) % sites.len();
-                let measured = through(sites[i], load).with_context(|| format!("{name}, {}", rows[i].name))?;
+                let measured = through(&sites[i], load).with_context(|| format!("{name}, {}", rows[i].name))?;
                 if round > 0 {
                     rows[i].add(&measured);
                 }
@@ -210,7 +217,7 @@ impl Bench {
 
     /// All at the same time: nobody does anything.
     fn idle(&self) -> Result<Section> {
-        let sites = self.sites(Plan::default(), |peer| peer != Peer::KubeProxy && !peer.is_opaque())?;
+        let sites = self.sites(Plan::default(), spreads_calls)?;
         let calls = u64::from(IDLE_CONNECTIONS) * 2;
         let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).pace(Pace::Apart(IDLE_APART));
         let mut rows = rows(&sites);
@@ -257,8 +264,13 @@ impl Bench {
     }
 }
 
-fn rows<'a>(sites: impl IntoIterator<Item = &'a Site>) -> Vec<Row> {
-    sites.into_iter().map(|site| Row::new(&site.entrant.name, site.entrant.baseline())).collect()
+fn rows(sites: &[Site]) -> Vec<Row> {
+    sites.iter().map(|site| Row::new(&site.entrant.name, site.entrant.baseline())).collect()
+}
+
+/// Of a load that is there for the CPU that proxies need, and knows no TLS.
+fn spreads_calls(peer: Peer) -> bool {
+    peer != Peer::KubeProxy && !peer.is_opaque()
 }
 
 /// One measurement.
