@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use sluice_agent::splitter::hpack::{Decoder, Encoder, HeaderList, ListLimits};
+use sluice_agent::splitter::hpack::{CommonLists, Decoder, Encoder, HeaderList, ListLimits};
 
 const SEED: u64 = 1;
 const LIMITS: ListLimits = ListLimits { max_size: 1 << 16, max_fields: 1_000 };
@@ -27,6 +27,7 @@ fn literal(pattern: u8, name: &str, value: &[u8], huffman: u8) -> Vec<u8> {
 struct Scene {
     decoder: Decoder,
     encoder: Encoder,
+    common: CommonLists,
     list: HeaderList,
     out: Vec<u8>,
 }
@@ -37,6 +38,7 @@ impl Scene {
         let mut scene = Self {
             decoder: Decoder::new(4096, SEED),
             encoder: Encoder::new(SEED),
+            common: CommonLists::default(),
             list: HeaderList::new(),
             out: Vec::new(),
         };
@@ -56,16 +58,7 @@ impl Scene {
 
     /// As the splitter does it.
     fn carry_known(&mut self, block: &[u8]) {
-        let list = match self.decoder.known(block, LIMITS) {
-            Some(known) => Rc::clone(known),
-            None => {
-                let mut list = HeaderList::new();
-                self.decoder.decode(block, LIMITS, &mut list).expect("a block");
-                let list = Rc::new(list);
-                self.decoder.remember(block, &list);
-                list
-            }
-        };
+        let (list, _) = self.decoder.decode_shared(block, LIMITS, &mut self.common, Rc::default).expect("a block");
         self.out.clear();
         self.encoder.encode_shared(&list, &mut self.out);
         black_box(&self.out);

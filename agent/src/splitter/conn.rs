@@ -96,6 +96,8 @@ pub(super) struct Conn {
     pub(super) blocked: VecDeque<PairKey>,
     /// Client: the highest stream it opened. Endpoint: the id the next stream gets.
     pub(super) stream_mark: u32,
+    /// Endpoint: the highest stream that it answered to the end.
+    pub(super) answered: u32,
     /// Client: ids that it passed over: closed for good, though never open (RFC 9113 §5.1.1). The last few ranges.
     skipped: VecDeque<(u32, u32)>,
     /// Streams that ended lately, and whether we reset them.
@@ -170,6 +172,7 @@ impl Conn {
             streams: Streams::with_hasher(FixedState::with_seed(seed)),
             blocked: VecDeque::new(),
             stream_mark: if client { 0 } else { 1 },
+            answered: 0,
             skipped: VecDeque::new(),
             closed: VecDeque::new(),
             drain: Drain::No,

@@ -396,7 +396,11 @@ impl Splitter {
             conn.remember(client.id, client.we_reset);
         }
         if endpoint.is_open() {
-            self.conns[endpoint.conn].forget(now, endpoint);
+            let conn = &mut self.conns[endpoint.conn];
+            conn.forget(now, endpoint);
+            if endpoint.recv_ended && !endpoint.we_reset {
+                conn.answered = conn.answered.max(endpoint.id);
+            }
             self.place_freed(now, endpoint.conn);
         } else {
             self.pay(endpoint.owed_to, endpoint.unpaid);

@@ -36,7 +36,7 @@ use crate::balance::{Reach, ServiceLoad};
 use conn::{Conn, Conns, Role, State, WakeList};
 use dialling::Ways;
 use flood::Haste;
-use hpack::HeaderList;
+use hpack::{CommonLists, HeaderList};
 use pair::Pairs;
 use tap::Tap;
 
@@ -144,6 +144,7 @@ pub struct Splitter {
     /// The header list in hand. One that is nobody else's is used again and again.
     list: Rc<HeaderList>,
     spare_lists: Vec<Rc<HeaderList>>,
+    common_lists: CommonLists,
     /// For small messages that are kept to be sent again.
     spare_buffers: Vec<Vec<u8>>,
     /// What stands where a list was.
@@ -190,6 +191,7 @@ impl Splitter {
             timers: BinaryHeap::new(),
             list: Rc::default(),
             spare_lists: Vec::new(),
+            common_lists: CommonLists::default(),
             spare_buffers: Vec::new(),
             no_list: Rc::default(),
             held: 0,
@@ -257,6 +259,12 @@ impl Splitter {
             self.ways.reach.failed(now, endpoint, &mut self.rng);
             self.retire(now, c);
         }
+    }
+
+    /// Whether an endpoint has answered the newest request on this connection to the end: all that went there before has
+    /// arrived. False as well if nothing went there.
+    pub fn has_answered(&self, conn: ConnId) -> bool {
+        self.conns.slot(conn).is_some_and(|c| self.conns[c].answered + 2 == self.conns[c].stream_mark)
     }
 
     /// Endpoints of some Service changed (`ServiceLoad::update` was called): connections to those gone take no new stream.

@@ -1,13 +1,12 @@
 //! Bytes of one connection in: cut into frames, each checked against the connection's state (RFC 9113 §4–§6) and
 //! carried out where it concerns the connection alone. What concerns a stream goes on to `request`, `response`, `forward`.
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use super::conn::{Block, Drain, Role, State};
 use super::flood::Cheap;
 use super::frame::{self, DEFAULT_MAX_FRAME, HEAD_LEN, Head, MAX_WINDOW, Reason, be_u32, flag, kind, setting};
-use super::hpack::ListLimits;
+use super::hpack::{Decoded, ListLimits};
 use super::limits::Bound;
 use super::pair::{Face, PairKey, Phase};
 use super::{ConnId, DRAIN_PING, Splitter};
@@ -211,15 +210,15 @@ impl Splitter {
     ) -> Result<(), Fatal> {
         let limits = ListLimits { max_size: self.limits.header_list, max_fields: self.limits.header_fields };
         self.work += (block.len() / BYTES_OF_FIELDS) as u64;
-        let known = self.conns[c].decoder.known(block, limits).map(Rc::clone);
-        let too_large = match known {
-            Some(list) => {
-                let before = std::mem::replace(&mut self.list, list);
-                self.recycle(before);
-                false
-            }
-            None => self.decode(c, block, limits)?,
-        };
+        let decoder = &mut self.conns[c].decoder;
+        let (list, Decoded { too_large }) = decoder
+            .decode_shared(block, limits, &mut self.common_lists, || self.spare_lists.pop().unwrap_or_default())
+            .map_err(|_| Fatal(Reason::COMPRESSION_ERROR, "undecodable header block"))?;
+        if too_large {
+            self.stats.limited.count(Bound::HeaderList);
+        }
+        let before = std::mem::replace(&mut self.list, list);
+        self.recycle(before);
         let section = Section { stream, end_stream, self_dependent, too_large };
         match self.conns[c].face() {
             Face::Client if section.too_large => {
@@ -229,24 +228,6 @@ impl Splitter {
             Face::Client => self.client_headers(now, c, section),
             Face::Endpoint => self.endpoint_headers(now, c, section),
         }
-    }
-
-    /// Decodes a block into the list in hand; true: it is larger than it may be, and the list is not whole.
-    fn decode(&mut self, c: u32, block: &[u8], limits: ListLimits) -> Result<bool, Fatal> {
-        let mut list = self.spare_list();
-        let unshared = Rc::get_mut(&mut list).expect("a list that nobody else has");
-        let decoder = &mut self.conns[c].decoder;
-        let decoded = decoder
-            .decode(block, limits, unshared)
-            .map_err(|_| Fatal(Reason::COMPRESSION_ERROR, "undecodable header block"))?;
-        if decoded.too_large {
-            self.stats.limited.count(Bound::HeaderList);
-        } else {
-            decoder.remember(block, &list);
-        }
-        let before = std::mem::replace(&mut self.list, list);
-        self.recycle(before);
-        Ok(decoded.too_large)
     }
 
     fn data(&mut self, now: Instant, c: u32, head: Head, payload: &[u8]) -> Result<(), Fatal> {

@@ -87,6 +87,8 @@ pub(super) struct Io {
     pub(super) conns: Arena<Conn>,
     pub(super) turns: Turns,
     pub(super) timers: Timers,
+    /// Endpoints' connections that were written to: see `look_for_stalls`.
+    pub(super) watched: Vec<Key>,
     pub(super) buffer: Box<[u8]>,
 }
 
@@ -145,6 +147,7 @@ impl Worker {
             conns: Arena::new(),
             turns: Turns::default(),
             timers: Timers::default(),
+            watched: Vec::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             settings,
         };

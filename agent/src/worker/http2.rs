@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub(super) endpoint: Option<EndpointAddr>,
     /// The splitter was told that the peer does not answer.
     pub(super) stalled: bool,
+    /// Stands in `Io::watched`.
+    pub(super) watched: bool,
     /// Ended by the peer.
     ended: bool,
     /// Most bytes that its next turn reads.
@@ -54,7 +56,15 @@ enum Phase {
 
 impl Link {
     fn accepted(id: ConnId) -> Self {
-        Self { id, phase: Phase::Open, endpoint: None, stalled: false, ended: false, appetite: SMALL_TURN }
+        Self {
+            id,
+            phase: Phase::Open,
+            endpoint: None,
+            stalled: false,
+            watched: false,
+            ended: false,
+            appetite: SMALL_TURN,
+        }
     }
 
     fn dialled(id: ConnId, endpoint: EndpointAddr) -> Self {
@@ -336,6 +346,10 @@ impl Io {
             match conn.socket.write(output) {
                 Took::Bytes(n) => {
                     splitter.consumed(self.now, link.id, n);
+                    if link.endpoint.is_some() && !link.watched && !link.stalled {
+                        link.watched = true;
+                        self.watched.push(key);
+                    }
                 }
                 Took::End | Took::Blocked => break,
                 Took::Failed(error) => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
-use super::event_loop::{Conn, Kind, Worker};
+use super::event_loop::{Conn, Io, Kind, Worker};
 use super::tcp_info;
 
 /// Fewer lost packets in a row than this prove nothing.
@@ -64,6 +64,15 @@ struct Account {
 impl Life {
     pub(super) fn wrote(&mut self) {
         self.owed = true;
+    }
+
+    /// All that mattered has arrived.
+    pub(super) fn answered(&mut self) {
+        self.owed_since = None;
+    }
+
+    pub(super) fn is_owed(&self) -> bool {
+        self.owed
     }
 
     /// Looks, if there is anything to look for. True: the peer has answered nothing for `gone_after`.
@@ -126,34 +135,38 @@ impl Worker {
 }
 
 impl Worker {
-    /// Lets splitters know of endpoints that do not answer. Costs one system call for each of their sockets that waits for an
-    /// ACK.
+    /// Lets splitters know of endpoints that do not answer. Costs one system call for each of their connections that was
+    /// written to and has not answered its last request.
     pub(super) fn look_for_stalls(&mut self) {
         let now = self.io.now;
         if now.duration_since(self.looked_for_stalls) < LOOK_FOR_STALLS {
             return;
         }
         self.looked_for_stalls = now;
-        for key in self.io.conns.keys_mut(|conn| conn.has_stalled(now)) {
-            let Some(conn) = self.io.conns.get_mut(key) else { continue };
-            let (pod_key, Kind::Http2(link)) = (conn.pod, &mut conn.kind) else { continue };
-            link.stalled = true;
-            if let Some(splitter) = self.pods.get_mut(pod_key).and_then(|pod| pod.splitter.as_mut()) {
+        let Io { watched, conns, turns, .. } = &mut self.io;
+        watched.retain(|&key| {
+            let Some(conn) = conns.get_mut(key) else { return false };
+            let Kind::Http2(link) = &mut conn.kind else { return false };
+            let Some(splitter) = self.pods.get_mut(conn.pod).and_then(|pod| pod.splitter.as_mut()) else {
+                return false;
+            };
+            if splitter.has_answered(link.id) {
+                conn.socket.answered();
+                link.watched = false;
+            } else if conn.socket.has_stalled(now) {
+                link.stalled = true;
+                link.watched = false;
                 splitter.handle_stalled(now, link.id);
-                self.io.turns.wake(pod_key);
+                turns.wake(conn.pod);
+            } else {
+                link.watched = conn.socket.is_owed();
             }
-        }
+            link.watched
+        });
     }
 }
 
 impl Conn {
-    fn has_stalled(&mut self, now: Instant) -> bool {
-        match &self.kind {
-            Kind::Http2(link) if link.endpoint.is_some() && !link.stalled => self.socket.has_stalled(now),
-            Kind::Http2(_) | Kind::Relay(_) => false,
-        }
-    }
-
     fn lost_its_peer(&mut self, now: Instant, gone_after: Duration) -> bool {
         let endpoint = match &mut self.kind {
             Kind::Http2(_) => false,

@@ -147,6 +147,16 @@ impl Socket {
         (!self.connecting).then(|| tcp_info::of(&self.stream).ok()).flatten()
     }
 
+    /// Its peer has answered all that it was asked.
+    pub(super) fn answered(&mut self) {
+        self.life.answered();
+    }
+
+    /// Whether something was written that may not be acknowledged, as far as the last look told.
+    pub(super) fn is_owed(&self) -> bool {
+        self.life.is_owed()
+    }
+
     /// Whether its peer has left the last tries unanswered.
     pub(super) fn has_stalled(&mut self, now: Instant) -> bool {
         !self.connecting && self.life.is_stalled(&self.stream, now)

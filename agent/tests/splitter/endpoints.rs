@@ -380,3 +380,27 @@ fn a_request_still_in_the_output_of_a_connection_that_fails_is_sent_once() {
     let heads = |peer: &mut Peer| peer.got().iter().filter(|got| matches!(got, Got::Headers { .. })).count();
     assert_eq!((heads(&mut stalled), heads(&mut other)), (1, 0));
 }
+
+#[test]
+fn all_has_arrived_when_the_newest_request_is_answered() {
+    in_all_chunks(1, |mut s| {
+        let (client, server) = s.call();
+        let ours = client.conn.expect("a client's");
+        let theirs = s.world.conns().into_iter().find(|conn| *conn != ours).expect("an endpoint's");
+        let has_answered = |s: &Script| s.world.splitter.has_answered(theirs);
+        assert!(!has_answered(&s), "one has gone there");
+        s.send(&client, headers(3, END, CALL));
+        answer(&mut s, &server, 1);
+        assert!(!has_answered(&s), "another has gone there");
+        answer(&mut s, &server, 3);
+        assert!(has_answered(&s));
+        // A reset may never have arrived, and says nothing of an answer.
+        s.send(&client, headers(5, END, CALL));
+        s.send(&client, reset(5, CANCEL));
+        assert!(!has_answered(&s));
+        s.send(&client, headers(7, END, CALL));
+        answer(&mut s, &server, 7);
+        assert!(has_answered(&s));
+        assert!(!s.world.splitter.has_answered(ours), "it answers nothing");
+    });
+}

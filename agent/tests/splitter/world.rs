@@ -208,6 +208,13 @@ impl World {
         }
     }
 
+    /// What the splitter calls the connections that there are.
+    pub fn conns(&self) -> Vec<ConnId> {
+        let mut conns: Vec<ConnId> = self.sockets.keys().copied().collect();
+        conns.sort();
+        conns
+    }
+
     /// A client's new connection.
     pub fn connect(&mut self) -> (ConnId, Pipe) {
         let (pipe, socket) = pipe();
@@ -227,8 +234,7 @@ impl World {
     /// Moves what can be moved once. Whether anything moved.
     pub fn step(&mut self) -> bool {
         let mut moved = self.effects();
-        let mut conns: Vec<ConnId> = self.sockets.keys().copied().collect();
-        conns.sort();
+        let mut conns = self.conns();
         self.rng.shuffle(&mut conns);
         for conn in conns {
             moved |= self.read(conn) | self.effects();

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use fluke_hpack::decoder::DecoderError;
 use httlib_hpack as oracle;
-use sluice_agent::splitter::hpack::{Decoder, Encoder, Error, HeaderList, Indexing, ListLimits};
+use sluice_agent::splitter::hpack::{CommonLists, Decoder, Encoder, Error, HeaderList, Indexing, ListLimits};
 
 use crate::chance::Chance;
 
@@ -39,18 +39,14 @@ fn is_ours_alone(error: Error, block: &[u8]) -> bool {
 }
 
 /// As the splitter does it: a block that is known is not decoded again.
-fn by_us(decoder: &mut Decoder, block: &[u8], limits: ListLimits, list: &mut Rc<HeaderList>) -> Result<Fields, Error> {
-    match decoder.known(block, limits).map(Rc::clone) {
-        Some(known) => *list = known,
-        None => {
-            let mut new = HeaderList::new();
-            let decoded = decoder.decode(block, limits, &mut new);
-            *list = Rc::new(new);
-            if !decoded?.too_large {
-                decoder.remember(block, list);
-            }
-        }
-    }
+fn by_us(
+    decoder: &mut Decoder,
+    common: &mut CommonLists,
+    block: &[u8],
+    limits: ListLimits,
+    list: &mut Rc<HeaderList>,
+) -> Result<Fields, Error> {
+    *list = decoder.decode_shared(block, limits, common, Rc::default)?.0;
     decoder.check();
     list.check();
     let field = |field: sluice_agent::splitter::hpack::FieldView<'_>| {
@@ -71,6 +67,7 @@ pub fn decode(bytes: &[u8]) {
     others.set_max_table_size(limit);
     others.set_max_allowed_table_size(limit);
     let (mut list, mut short) = <(Rc<HeaderList>, Rc<HeaderList>)>::default();
+    let mut common = CommonLists::default();
     let mut before: &[u8] = &[];
     while !chance.is_over() {
         // 255: the last block once more.
@@ -79,8 +76,8 @@ pub fn decode(bytes: &[u8]) {
             length => chance.take(length.into()),
         };
         before = block;
-        let got = by_us(&mut ours, block, PLENTY, &mut list);
-        let got_short = by_us(&mut bounded, block, bounds, &mut short);
+        let got = by_us(&mut ours, &mut common, block, PLENTY, &mut list);
+        let got_short = by_us(&mut bounded, &mut common, block, bounds, &mut short);
         match got {
             Ok(fields) => {
                 // Bounds cut the list and nothing else: the table stays in step.
@@ -113,10 +110,12 @@ struct Outbound {
     ours: Decoder,
 }
 
-/// Blocks from one connection to one of two others.
+/// Blocks from one of two connections to one of two others.
 pub fn translate(bytes: &[u8]) {
     let mut chance = Chance::new(bytes);
-    let mut decoder = Decoder::new(chance.one_of(&[4_096, 100, 600]), 1);
+    let size = chance.one_of(&[4_096, 100, 600]);
+    let mut inbound = [Decoder::new(size, 1), Decoder::new(size, 1)];
+    let mut common = CommonLists::default();
     let outbound = || Outbound {
         encoder: Encoder::new(1),
         theirs: oracle::Decoder::with_dynamic_size(4_096),
@@ -140,11 +139,16 @@ pub fn translate(bytes: &[u8]) {
         };
         last.truncate(6);
         last.insert(0, came);
-        let Ok(fields) = by_us(&mut decoder, came, PLENTY, &mut list) else { return };
+        let from = &mut inbound[usize::from(choice >> 4 & 1)];
+        let Ok(fields) = by_us(from, &mut common, came, PLENTY, &mut list) else { return };
         let mut block = Vec::new();
         to.encoder.encode_shared(&list, &mut block);
         to.encoder.check();
         assert_eq!(by_oracle(&mut to.theirs, &block).as_ref(), Some(&fields), "{block:02x?}");
-        assert_eq!(by_us(&mut to.ours, &block, PLENTY, &mut mirrored), Ok(fields), "{block:02x?}");
+        assert_eq!(
+            by_us(&mut to.ours, &mut CommonLists::default(), &block, PLENTY, &mut mirrored),
+            Ok(fields),
+            "{block:02x?}"
+        );
     }
 }

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use super::known::KnownBlocks;
+use super::known::{CommonLists, KnownBlocks};
 use super::list::{Field, HeaderList};
 use super::static_table::{self, NameInfo};
 use super::table::{ENTRY_OVERHEAD, Entry, Table};
@@ -51,18 +51,33 @@ impl Decoder {
         }
     }
 
-    /// The list of a block that came before, if it would decode to the same now.
+    /// As [`Decoder::decode`], of a block that may come again: the list that it was before, if it would decode to the same now, or one
+    /// from `spare`, which nobody else has.
     #[inline]
-    pub fn known(&self, block: &[u8], limits: ListLimits) -> Option<&Rc<HeaderList>> {
-        let list = self.known.list(block)?;
-        (list.size() <= limits.max_size && list.len() <= limits.max_fields).then_some(list)
+    pub fn decode_shared(
+        &mut self,
+        block: &[u8],
+        limits: ListLimits,
+        common: &mut CommonLists,
+        spare: impl FnOnce() -> Rc<HeaderList>,
+    ) -> Result<(Rc<HeaderList>, Decoded), Error> {
+        if let Some(list) = self.known(block, limits) {
+            return Ok((Rc::clone(list), Decoded { too_large: false }));
+        }
+        let mut list = spare();
+        let unshared = Rc::get_mut(&mut list).expect("a list that nobody else has");
+        let decoded = self.decode(block, limits, unshared)?;
+        if !self.changed && !decoded.too_large && self.known.came(&list, block) {
+            list = common.share(list);
+            self.known.remember(&list, block);
+        }
+        Ok((list, decoded))
     }
 
-    /// What `decode` has just made of this block: it may come again. The list must hold all of it.
-    pub fn remember(&mut self, block: &[u8], list: &Rc<HeaderList>) {
-        if !self.changed {
-            self.known.came(list, block);
-        }
+    #[inline]
+    pub(super) fn known(&self, block: &[u8], limits: ListLimits) -> Option<&Rc<HeaderList>> {
+        let list = self.known.list(block)?;
+        (list.size() <= limits.max_size && list.len() <= limits.max_fields).then_some(list)
     }
 
     /// Decodes one complete header block into `list`, which is cleared first.
@@ -218,7 +233,7 @@ impl Decoder {
             let indices = |(field, byte): (&Field, &u8)| match field {
                 Field::Static(row) => *byte == 0x80 | *row as u8,
                 Field::Stored(entry) | Field::Repeated(entry) => {
-                    self.entry(usize::from(byte & 0x7f)).is_ok_and(|known| Rc::ptr_eq(known, entry))
+                    self.entry(usize::from(byte & 0x7f)).is_ok_and(|known| known.is_same_field(entry))
                 }
                 Field::Literal(_) => false,
             };

@@ -2,7 +2,8 @@
 //! bytes. Calls of one method differ in little, and often in nothing, so that most blocks need no decoding and no encoding.
 //!
 //! In: blocks that left the table as it was, with their lists. Out: either one for the other. Whoever changes the table forgets all
-//! of it. Bounded: a few short blocks of short lists.
+//! of it. What several connections know is one list (`CommonLists`), so that the next hop knows it whichever it comes from. Bounded:
+//! a few short blocks of short lists.
 
 use std::hash::Hasher as _;
 use std::rc::Rc;
@@ -17,6 +18,8 @@ const MOST: usize = 4;
 const LONGEST: usize = 96;
 /// The largest list, by `HeaderList::size`. A list keeps its fields alive when they have left the table that they came from.
 const LARGEST: usize = 1024;
+/// Lists that several connections may have.
+const MOST_COMMON: usize = 16;
 
 /// Lists with their blocks, for one connection and one direction.
 #[derive(Default)]
@@ -42,22 +45,23 @@ impl KnownBlocks {
         self.known.iter().find(|(known, _)| Rc::ptr_eq(known, list)).map(|(_, block)| &**block)
     }
 
-    /// To be called for a block that was not known. It is remembered when it comes the second time.
-    pub(super) fn came(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
+    /// To be called for a block that was not known. True: it came the second time, and is to be remembered.
+    pub(super) fn came(&mut self, list: &HeaderList, block: &[u8]) -> bool {
         if block.len() > LONGEST || list.size() > LARGEST || list.has_secrets() {
-            return;
+            return false;
         }
         let mut hasher = FxHasher::default();
         hasher.write(block);
         let hash = hasher.finish() as u32;
         if self.seen.contains(&hash) {
-            return self.remember(list, block);
+            return true;
         }
         self.seen[self.next_seen] = hash;
         self.next_seen = (self.next_seen + 1) % MOST;
+        false
     }
 
-    /// For a list that comes again, as is known otherwise.
+    /// For a list that comes again.
     pub(super) fn remember(&mut self, list: &Rc<HeaderList>, block: &[u8]) {
         if block.len() > LONGEST {
             return;
@@ -83,5 +87,29 @@ impl KnownBlocks {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Rc<HeaderList>, &[u8])> {
         self.known.iter().map(|(list, block)| (list, &**block))
+    }
+}
+
+/// Lists that connections of one pod know: who comes to know an equal one has the first.
+#[derive(Default)]
+pub struct CommonLists {
+    lists: Vec<Rc<HeaderList>>,
+    /// Where the next one goes when there are `MOST_COMMON`.
+    next: usize,
+}
+
+impl CommonLists {
+    /// The list, or the one that others have and that no encoder and no reader can tell from it.
+    pub(super) fn share(&mut self, list: Rc<HeaderList>) -> Rc<HeaderList> {
+        if let Some(other) = self.lists.iter().find(|other| other.is_same(&list)) {
+            return Rc::clone(other);
+        }
+        if self.lists.len() < MOST_COMMON {
+            self.lists.push(Rc::clone(&list));
+        } else {
+            self.lists[self.next] = Rc::clone(&list);
+            self.next = (self.next + 1) % MOST_COMMON;
+        }
+        list
     }
 }

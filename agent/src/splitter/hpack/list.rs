@@ -152,7 +152,25 @@ impl HeaderList {
         self.literals.iter().any(|literal| literal.indexing == Indexing::NeverIndexed)
     }
 
-    /// It will come again: see [`Decoder::known`](super::Decoder::known).
+    /// Whether the two are the same fields in the same order, stored by their senders or not.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same = |(ours, theirs): (&Field, &Field)| match (ours, theirs) {
+            (Field::Static(row), Field::Static(other)) => row == other,
+            (Field::Stored(entry), Field::Stored(other)) | (Field::Repeated(entry), Field::Repeated(other)) => {
+                entry.is_same_field(other)
+            }
+            (Field::Literal(at), Field::Literal(of_other)) => {
+                let (literal, theirs) = (&self.literals[*at], &other.literals[*of_other]);
+                literal.indexing == theirs.indexing
+                    && literal.name(&self.bytes) == theirs.name(&other.bytes)
+                    && literal.value(&self.bytes) == theirs.value(&other.bytes)
+            }
+            _ => false,
+        };
+        self.size == other.size && self.len() == other.len() && self.fields.iter().zip(&other.fields).all(same)
+    }
+
+    /// It will come again: see [`Decoder::decode_shared`](super::Decoder::decode_shared).
     pub(super) fn is_known(&self) -> bool {
         self.known.get()
     }

@@ -23,6 +23,7 @@ use std::fmt;
 
 pub use decoder::{Decoded, Decoder, ListLimits};
 pub use encoder::Encoder;
+pub use known::CommonLists;
 pub use list::{FieldView, HeaderList};
 
 /// What a field's name means to the splitter; found once, when the name is first decoded.

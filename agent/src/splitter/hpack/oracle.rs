@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use httlib_hpack as oracle;
 
-use super::{Decoder, Encoder, HeaderList, Indexing, ListLimits};
+use super::{CommonLists, Decoder, Encoder, HeaderList, Indexing, ListLimits};
 
 const LIMITS: ListLimits = ListLimits { max_size: 1 << 20, max_fields: 1 << 10 };
 
@@ -98,16 +98,10 @@ fn read_by_oracle(decoder: &mut oracle::Decoder<'_>, block: &[u8]) -> Vec<Sent> 
 }
 
 /// As the splitter does it: a block that is known is not decoded again.
-fn read_by_us(decoder: &mut Decoder, block: &[u8], list: &mut Rc<HeaderList>) -> Vec<Sent> {
-    match decoder.known(block, LIMITS).map(Rc::clone) {
-        Some(known) => *list = known,
-        None => {
-            let mut new = HeaderList::new();
-            assert!(!decoder.decode(block, LIMITS, &mut new).unwrap().too_large);
-            *list = Rc::new(new);
-            decoder.remember(block, list);
-        }
-    }
+fn read_by_us(decoder: &mut Decoder, common: &mut CommonLists, block: &[u8], list: &mut Rc<HeaderList>) -> Vec<Sent> {
+    let (read, decoded) = decoder.decode_shared(block, LIMITS, common, Rc::default).unwrap();
+    assert!(!decoded.too_large);
+    *list = read;
     decoder.check();
     list.check();
     let sent = |field: super::FieldView<'_>| Sent {
@@ -155,6 +149,7 @@ fn whatever_comes_in_goes_out_the_same_between_any_two_connections() {
             })
             .collect();
         let (mut list, mut scratch) = <(Rc<HeaderList>, Rc<HeaderList>)>::default();
+        let mut common = CommonLists::default();
         let mut before = Vec::new();
         for round in 0..250 {
             let from = rng.below(inbound.len());
@@ -174,7 +169,11 @@ fn whatever_comes_in_goes_out_the_same_between_any_two_connections() {
                 write(rng, &mut from.client, field, &mut block);
             }
             known += usize::from(from.decoder.known(&block, LIMITS).is_some());
-            assert_eq!(read_by_us(&mut from.decoder, &block, &mut list), fields, "seed {seed} round {round}: in");
+            assert_eq!(
+                read_by_us(&mut from.decoder, &mut common, &block, &mut list),
+                fields,
+                "seed {seed} round {round}: in"
+            );
 
             let to = rng.below(outbound.len());
             let to = &mut outbound[to];
@@ -190,7 +189,7 @@ fn whatever_comes_in_goes_out_the_same_between_any_two_connections() {
                 "seed {seed} round {round}: out, read by the oracle"
             );
             assert_eq!(
-                read_by_us(&mut to.mirror, &out, &mut scratch),
+                read_by_us(&mut to.mirror, &mut CommonLists::default(), &out, &mut scratch),
                 fields,
                 "seed {seed} round {round}: out, read by us"
             );
@@ -245,6 +244,6 @@ fn huffman_strings_of_the_oracle_are_read_as_they_were_meant() {
     for value in single.chain(random) {
         let mut block = Vec::new();
         client.encode((b"v".to_vec(), value.clone(), 0x3), &mut block).unwrap();
-        assert_eq!(read_by_us(&mut decoder, &block, &mut list)[0].value, value);
+        assert_eq!(read_by_us(&mut decoder, &mut CommonLists::default(), &block, &mut list)[0].value, value);
     }
 }

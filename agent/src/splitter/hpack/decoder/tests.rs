@@ -43,17 +43,47 @@ fn size_update(size: usize) -> Vec<u8> {
 
 /// What the splitter does with a block, and whether it had to decode it.
 fn shared(decoder: &mut Decoder, block: &[u8], limits: ListLimits) -> (Rc<HeaderList>, bool) {
-    if let Some(known) = decoder.known(block, limits) {
-        return (Rc::clone(known), false);
-    }
-    let mut list = HeaderList::new();
-    let decoded = decoder.decode(block, limits, &mut list).unwrap();
-    let list = Rc::new(list);
-    if !decoded.too_large {
-        decoder.remember(block, &list);
-    }
+    shared_by_all(&mut CommonLists::default(), decoder, block, limits)
+}
+
+fn shared_by_all(
+    common: &mut CommonLists,
+    decoder: &mut Decoder,
+    block: &[u8],
+    limits: ListLimits,
+) -> (Rc<HeaderList>, bool) {
+    let mut decoded = false;
+    let spare = || {
+        decoded = true;
+        Rc::default()
+    };
+    let (list, _) = decoder.decode_shared(block, limits, common, spare).unwrap();
     decoder.check();
-    (list, true)
+    (list, decoded)
+}
+
+#[test]
+fn connections_that_know_the_same_list_have_one_and_another_is_another() {
+    let mut common = CommonLists::default();
+    let [mut one, mut two, mut three] = [decoder(), decoder(), decoder()];
+    let mut known = |decoder: &mut Decoder, blocks: [&[u8]; 3]| {
+        blocks.map(|block| shared_by_all(&mut common, decoder, block, PLENTY).0)[2].clone()
+    };
+    let spelled = [&[0x83][..], &literal(0x00, "x", "y")].concat();
+    let never = [&[0x83][..], &literal(0x10, "x", "y")].concat();
+    let first = known(&mut one, [&spelled; 3]);
+    assert!(Rc::ptr_eq(&first, &known(&mut two, [&spelled; 3])));
+    assert!(!Rc::ptr_eq(&first, &known(&mut three, [&never; 3])), "a secret is another field");
+    // By whichever index.
+    let (near, far) = (literal(0x40, "a", "b"), literal(0x40, "c", "d"));
+    shared(&mut two, &far, PLENTY);
+    let indexed = [0x83, 0xbe];
+    let first = known(&mut one, [&near, &indexed, &indexed]);
+    let further = [0x83, 0xbf];
+    shared(&mut two, &near, PLENTY);
+    shared(&mut two, &far, PLENTY);
+    assert!(Rc::ptr_eq(&first, &known(&mut two, [&further; 3])));
+    assert!(!Rc::ptr_eq(&first, &known(&mut two, [&indexed; 3])), "it is c: d there");
 }
 
 #[test]
