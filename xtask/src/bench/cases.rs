@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::connects;
-use super::figures::{CPU, CPU_BEFORE, Figure, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
+use super::figures::{CPU, CPU_BEFORE, Figure, GROWTH, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
 use super::load::{Load, Outcome, Pace, Request};
 use super::one_cpu::OneCpu;
 use super::peers::{Entrant, Peer};
@@ -18,7 +18,6 @@ use crate::host::step;
 const SMALL: usize = 32;
 const UNARY: &str = "unary, 32 bytes each way";
 const LARGE: usize = 64 << 10;
-const ONE_CPU: &str = "everybody on one CPU";
 /// Messages of a stream.
 const STREAM: u32 = 100;
 /// Where a number varies, the load is the same: so many calls per second, evenly, and in each measurement. A timer ticks
@@ -80,15 +79,18 @@ pub(crate) struct Bench {
     pub(crate) rpcs: u64,
 }
 
+/// One of the numbers of something that varies.
+struct Point<'a> {
+    name: String,
+    about: String,
+    sites: &'a [Site],
+    load: Load,
+}
+
 impl Case {
     /// Whether the nodes of the case before serve this one as well.
     pub(crate) fn shares_sites(self) -> bool {
         matches!(self, Self::Shared | Self::Alone | Self::Large | Self::Streaming)
-    }
-
-    /// Calls come one by one: everybody has the same CPU, which is never busy.
-    fn has_one_cpu(self) -> bool {
-        matches!(self, Self::PingPong | Self::Connections | Self::Endpoints | Self::Pods)
     }
 }
 
@@ -101,7 +103,6 @@ impl Bench {
 
     /// Measures a case; `shared` are nodes with 4 endpoints and a client. Each table goes to `show` when it is ready.
     pub(crate) fn run(&self, case: Case, shared: &[Site], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
-        let _pinned = case.has_one_cpu().then(OneCpu::pin).transpose()?;
         let small = |load| format!("{UNARY}, 4 endpoints, {load}");
         let (name, about, load) = match case {
             Case::Shared => ("10x20", small("10 connections × 20 calls"), Load::unary(self.rpcs, 10, 20, SMALL)),
@@ -131,32 +132,36 @@ impl Bench {
 
     /// With one endpoint: that calls are spread over several, of which each sleeps meanwhile, is not the proxy's latency.
     fn ping_pong(&self) -> Result<Section> {
+        let _pinned = OneCpu::pin()?;
         let sites = self.sites(Plan { endpoints: Endpoints::Pods(1), ..Plan::default() }, |_| true)?;
-        let about = format!("{UNARY}, 1 endpoint, one call at a time, {ONE_CPU}");
+        let about = format!("{UNARY}, 1 endpoint, one call at a time, everybody on one CPU");
         self.compare("1x1", about, &sites, self.rounds, &Load::unary(self.rpcs / 10, 1, 1, SMALL))
     }
 
     fn connections(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
         let sites = self.sites(Plan::default(), spreads_calls)?;
-        for connections in [1, 10, 100, 1000] {
-            let load = Load::unary(CALLS, connections, 10, SMALL).pace(Pace::Even(RATE));
-            let about = format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections, {ONE_CPU}");
-            show(self.compare(&format!("connections {connections}"), about, &sites, self.sweep(), &load)?)?;
-        }
-        Ok(())
+        let point = |connections| Point {
+            name: format!("connections {connections}"),
+            about: format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections"),
+            sites: &sites,
+            load: Load::unary(CALLS, connections, 10, SMALL).pace(Pace::Even(RATE)),
+        };
+        self.sweep(&[1, 10, 100, 1000].map(point), show)
     }
 
     fn endpoints(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
-        for endpoints in [1, 10, 100, 1000] {
-            let plan = Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
-            let sites = self.sites(plan, spreads_calls)?;
-            let load = Load::unary(CALLS, 10, 10, SMALL).pace(Pace::Even(RATE));
-            let about = format!(
-                "{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod), {ONE_CPU}"
-            );
-            show(self.compare(&format!("endpoints {endpoints}"), about, &sites, self.sweep(), &load)?)?;
-        }
-        Ok(())
+        let numbers = [1, 10, 100, 1000];
+        let plan = |endpoints| Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
+        let sites = numbers.iter().map(|it| self.sites(plan(*it), spreads_calls)).collect::<Result<Vec<_>>>()?;
+        let point = |(endpoints, sites): (&usize, _)| Point {
+            name: format!("endpoints {endpoints}"),
+            about: format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)"),
+            sites,
+            load: Load::unary(CALLS, 10, 10, SMALL).pace(Pace::Even(RATE)),
+        };
+        let sites = sites.iter().map(Vec::as_slice);
+        let points: Vec<Point<'_>> = numbers.iter().zip(sites).map(point).collect();
+        self.sweep(&points, show)
     }
 
     fn pods(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
@@ -167,12 +172,12 @@ impl Bench {
                 format!("pods {pods}"),
                 format!(
                     "{UNARY}, 4 endpoints, {RATE} calls/s from so many client pods with a connection each; CPU and memory \
-                     of all sidecars together, {ONE_CPU}"
+                     of all sidecars together"
                 ),
             );
             if pods < MANY_PODS {
                 let sites = self.sites(plan, spreads_calls)?;
-                show(self.compare(&name, about, &sites, self.sweep(), &load)?)?;
+                show(self.compare(&name, about, &sites, self.fewer(), &load)?)?;
                 continue;
             }
             about += ", one proxy after the other";
@@ -180,7 +185,7 @@ impl Bench {
             for entrant in self.entrants.iter().filter(|entrant| spreads_calls(entrant.peer)) {
                 step(&format!("making a node with {pods} client pods for {}", entrant.name));
                 let site = Site::build(entrant, plan, &self.programs)?;
-                let one = self.compare(&name, about.clone(), std::slice::from_ref(&site), self.sweep(), &load)?;
+                let one = self.compare(&name, about.clone(), std::slice::from_ref(&site), self.fewer(), &load)?;
                 match &mut all {
                     Some(all) => all.rows.extend(one.rows),
                     None => all = Some(one),
@@ -192,8 +197,32 @@ impl Bench {
     }
 
     /// Rounds where a number varies.
-    fn sweep(&self) -> u8 {
+    fn fewer(&self) -> u8 {
         (self.rounds / 2).max(1)
+    }
+
+    /// The same rate at each point, through each proxy, round after round: what a proxy needs at one point is compared with
+    /// what it needed at the first seconds before.
+    fn sweep(&self, points: &[Point<'_>], show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let mut tables: Vec<Vec<Row>> = points.iter().map(|point| rows(point.sites)).collect();
+        for round in 0..usize::from(self.fewer()) {
+            for turn in 0..tables[0].len() {
+                let i = (turn + round) % tables[0].len();
+                let mut first = None;
+                for (point, rows) in points.iter().zip(&mut tables) {
+                    let what = || format!("{}, {}", point.name, point.sites[i].entrant.name);
+                    let mut measured = through(&point.sites[i], &point.load).with_context(what)?;
+                    let cpu = measured.iter().find(|(figure, _)| *figure == CPU).map_or(f64::NAN, |(_, value)| *value);
+                    measured.push((GROWTH, cpu / *first.get_or_insert(cpu)));
+                    rows[i].add(&measured);
+                }
+            }
+        }
+        for (point, rows) in points.iter().zip(tables) {
+            let about = format!("{}; {} calls a measurement, {} rounds", point.about, point.load.calls, self.fewer());
+            show(Section { name: point.name.clone(), about, leading: CPU, rows })?;
+        }
+        Ok(())
     }
 
     /// The load through each, in turn, round after round. The first round warms up: connections, HPACK tables, caches.
@@ -221,7 +250,7 @@ impl Bench {
         let calls = u64::from(IDLE_CONNECTIONS) * 2;
         let load = Load::unary(calls, IDLE_CONNECTIONS, 1, SMALL).pace(Pace::Apart(IDLE_APART));
         let mut rows = rows(&sites);
-        for _ in 0..self.sweep() {
+        for _ in 0..self.fewer() {
             let measured: Vec<Result<_>> = thread::scope(|scope| {
                 let all: Vec<_> = sites.iter().map(|site| scope.spawn(|| while_idle(site, &load))).collect();
                 let join = |one: thread::ScopedJoinHandle<'_, _>| {
@@ -236,7 +265,7 @@ impl Bench {
         }
         let about = format!(
             "{IDLE_CONNECTIONS} connections that have made a call and are idle, 4 endpoints; {} rounds of {} s",
-            self.sweep(),
+            self.fewer(),
             IDLE_FOR.as_secs()
         );
         Ok(Section { name: "idle".to_owned(), about, leading: RSS, rows })

@@ -43,6 +43,8 @@ pub(crate) const fn figure(
 
 /// CPU time of the proxy's threads, per call.
 pub(crate) const CPU: Figure = figure("cpu_us_per_call", "CPU/call", "µs", 2, Shown::Spread);
+/// The same, divided by what the same proxy needed where the number that varies is the smallest.
+pub(crate) const GROWTH: Figure = figure("cpu_to_cpu_at_the_first", "÷ first", "", 2, Shown::Spread);
 pub(crate) const RATE: Figure = figure("calls_per_second", "RPC/s", "", 0, Shown::Spread);
 pub(crate) const MEAN: Figure = figure("latency_mean_us", "mean", "µs", 0, Shown::Median);
 pub(crate) const P50: Figure = figure("latency_p50_us", "p50", "µs", 0, Shown::Median);
@@ -139,7 +141,7 @@ impl Section {
             }
         }
         // Where the first row has no proxy, what all others have comes first nevertheless.
-        columns.sort_by_key(|figure| *figure != self.leading);
+        columns.sort_by_key(|figure| (*figure != self.leading, *figure != GROWTH));
         columns
     }
 

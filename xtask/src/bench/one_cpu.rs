@@ -1,5 +1,5 @@
-//! Everybody on one CPU: in, nothing; out, a thread all of whose children have that CPU alone, until it is dropped. Where
-//! calls come one by one, the scheduler decides what they cost: a client, a proxy and an endpoint on the same CPU wake each
+//! Everybody on one CPU: in, nothing; out, a thread all of whose children have that CPU alone, until it is dropped. Where one
+//! call follows the other, the scheduler decides how long they take: a client, a proxy and an endpoint on the same CPU wake each
 //! other in a few microseconds, an idle CPU wakes up in tens, and on which each of them stays is decided anew on every node.
 
 use anyhow::{Context, Result};

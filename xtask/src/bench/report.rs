@@ -10,10 +10,10 @@ use super::figures::{Figure, Row, Section, Shown, Spread};
 pub(crate) const RATIO: &str = "sluice ÷ it";
 /// What that column and the others mean, once for all tables.
 pub(crate) const NOTE: &str = "median (least–most) of the rounds; where one number stands alone, the median. sluice ÷ it: of \
-    the first column, round by round; haproxy-tls is compared with sluice-opaque, both relay TLS, which costs both \
-    ends. CPU: of all threads of the proxy. RSS: at \
-    the end, peak: while it ran, PSS: what processes share, also those of \
-    other rows, is divided among them.";
+    the first column, round by round; haproxy-tls is compared with sluice-opaque, both relay TLS, which costs both ends. \
+    ÷ first: CPU/call divided by what the same proxy needed in the first table of the case, round by round. CPU: of all \
+    threads of the proxy. RSS: at the end, peak: while it ran, PSS: what processes share, also those of other rows, is \
+    divided among them.";
 
 /// The machine, as a line.
 pub(crate) fn header(machine: &[(&str, String)]) -> String {
