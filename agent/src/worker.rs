@@ -14,7 +14,6 @@ mod life;
 mod relay;
 mod report;
 mod services;
-mod slice;
 mod socket;
 mod taps;
 mod tcp_info;
@@ -183,9 +182,6 @@ pub fn spawn(
     let thread = std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
-            if let Err(error) = slice::shorten() {
-                tracing::debug!(%error, "a worker's slices are as long as everybody's");
-            }
             let parts = event_loop::Parts { index, settings, poll, registry, commands, flows, heartbeat };
             match event_loop::Worker::new(parts) {
                 Ok(worker) => worker.run(),

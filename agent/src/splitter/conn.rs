@@ -232,6 +232,16 @@ impl Conn {
         &mut self.out
     }
 
+    /// As `out`, with room for `bytes` more, and for all that is `coming` if room must be made: not to be moved again and again
+    /// as it grows.
+    pub(super) fn out_for(&mut self, bytes: usize, coming: usize) -> &mut Vec<u8> {
+        let out = self.out();
+        if out.capacity() - out.len() < bytes {
+            out.reserve(bytes.max(coming));
+        }
+        out
+    }
+
     /// A header block, encoded as it enters the output: the peer's table stays in step (RFC 7541 §2.2).
     pub(super) fn write_headers(&mut self, stream: u32, end_stream: bool, fields: &Rc<HeaderList>) {
         self.out();

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::conn::{Role, State};
-use super::frame::{self, Reason};
+use super::frame::{self, HEAD_LEN, Reason};
 use super::message::Status;
 use super::pair::{Ending, Face, Pair, PairKey, Phase, Side};
 use super::receive::Fatal;
@@ -87,7 +87,8 @@ impl Splitter {
         conn.send.take(n);
         conn.fed = true;
         side.send_ended = last;
-        frame::write_data(conn.out(), side.id, &waiting[..n], last);
+        let out = conn.out_for(HEAD_LEN + n, self.coming.min(high));
+        frame::write_data(out, side.id, &waiting[..n], last);
         if replayable {
             self.keep_for_replay(key, &waiting[..n]);
         }

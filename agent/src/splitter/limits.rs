@@ -163,7 +163,7 @@ impl Default for Limits {
             stream_window: 256 * 1024,
             connection_window: 1024 * 1024,
             pod_budget: 4 * 1024 * 1024,
-            output_high: 64 * 1024,
+            output_high: 96 * 1024,
             output_stop: 256 * 1024,
             output_limit: 4 * 1024 * 1024,
             client_streams: 10_000,

@@ -149,6 +149,8 @@ pub struct Splitter {
     spare_buffers: Vec<Vec<u8>>,
     /// What stands where a list was.
     no_list: Rc<HeaderList>,
+    /// Bytes in hand that came on one connection.
+    coming: usize,
     /// Payload bytes that came and have not gone on, over all pairs.
     held: usize,
     /// What the header lists that wait in all pairs count for.
@@ -194,6 +196,7 @@ impl Splitter {
             common_lists: CommonLists::default(),
             spare_buffers: Vec::new(),
             no_list: Rc::default(),
+            coming: 0,
             held: 0,
             heads_held: 0,
             replay_held: 0,

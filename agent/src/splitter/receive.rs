@@ -56,6 +56,7 @@ impl Splitter {
         }
         let mut tail = std::mem::take(&mut self.conns[c].tail);
         while !bytes.is_empty() {
+            self.coming = bytes.len();
             let outcome = if tail.is_empty()
                 && let Some((head, rest)) = bytes.split_first_chunk()
                 && let head = Head::parse(head)
@@ -75,6 +76,7 @@ impl Splitter {
                 return;
             }
         }
+        self.coming = 0;
         self.conns[c].tail = tail;
     }
 
