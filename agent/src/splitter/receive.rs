@@ -39,7 +39,12 @@ pub(super) struct Section {
 
 impl Splitter {
     /// Bytes received on a connection, in order, in chunks of any size.
-    pub fn handle_bytes(&mut self, now: Instant, conn: ConnId, mut bytes: &[u8]) {
+    pub fn handle_bytes(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
+        self.take_frames(now, conn, bytes);
+        self.coming = 0;
+    }
+
+    fn take_frames(&mut self, now: Instant, conn: ConnId, mut bytes: &[u8]) {
         let Some(c) = self.conns.slot(conn) else { return };
         if self.conns[c].state != State::Open {
             return;
@@ -76,7 +81,6 @@ impl Splitter {
                 return;
             }
         }
-        self.coming = 0;
         self.conns[c].tail = tail;
     }
 
