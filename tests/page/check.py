@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Looks at the agent's page in Chromium: check.py URL SERVICE ENDPOINT POD [FOLDER for screenshots]. Status 0: all is well."""
+"""Looks at the agent's page in Chromium. Status 0: all is well.
+
+check.py URL SERVICE ENDPOINT POD [TILE=FIGURES]... [FOLDER for screenshots]
+"""
 
 import base64
 import json
@@ -73,7 +76,7 @@ class Browser:
         until = time.monotonic() + PATIENCE
         while not self.run(script):
             if time.monotonic() > until:
-                raise AssertionError(f"{what}; the page says: {self.run('document.body.innerText')[:2000]}")
+                raise AssertionError(f"{what}; the page says: {str(self.run('document.body?.innerText'))[:2000]}")
             time.sleep(0.2)
 
     def look(self, width, height, scheme):
@@ -102,14 +105,23 @@ CONTRAST = """(() => {
 })()"""
 
 
-def check(browser, url, service, endpoint, pod, folder):
+TILE = """[...([...document.querySelectorAll('#tiles div')].find(it => it.firstChild.textContent === {})?.lastChild.children ?? [])]
+  .map(it => it.textContent).join(' ') === {}"""
+
+
+def check(browser, url, service, endpoint, pod, tiles, folder):
     browser.look(1280, 900, "light")
     refused = browser.ask("Page.navigate", url=url).get("errorText")
     assert not refused, f"it cannot be opened: {refused}"
+    # Until it is loaded it may have no body yet.
+    browser.wait("location.href !== 'about:blank' && document.readyState === 'complete'", "it is never loaded")
     shown = f"document.body.innerText.includes({json.dumps(service)})"
     browser.wait(shown, f"the Service {service} does not appear")
 
     browser.wait("document.querySelector('#tiles dd').textContent !== '–'", "no rate appears: nothing comes after the first reading")
+
+    for name, figures in tiles:
+        browser.wait(TILE.format(json.dumps(name), json.dumps(figures)), f"the tile {name} does not show {figures}")
 
     # By its address or its pod's name the endpoint is found, however many there are and whatever was opened.
     row = f"[...document.querySelectorAll('tr')].find(row => row.cells[0].firstElementChild?.textContent === {json.dumps(endpoint)})"
@@ -145,8 +157,10 @@ def check(browser, url, service, endpoint, pod, folder):
 
 
 def main():
-    if len(sys.argv) not in (5, 6):
+    if len(sys.argv) < 5:
         sys.exit(__doc__)
+    tiles = [argument.split("=", 1) for argument in sys.argv[5:] if "=" in argument]
+    folder = next((argument for argument in sys.argv[5:] if "=" not in argument), None)
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not program:
         print("no Chromium here; on Debian: apt-get install chromium", file=sys.stderr)
@@ -154,7 +168,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
-            check(browser, *sys.argv[1:5], sys.argv[5] if len(sys.argv) == 6 else None)
+            check(browser, *sys.argv[1:5], tiles, folder)
         except (AssertionError, RuntimeError, OSError) as error:
             print(f"the page at {sys.argv[1]}: {error}", file=sys.stderr)
             return 1

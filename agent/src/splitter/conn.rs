@@ -2,7 +2,7 @@
 //!
 //! It knows nothing of its counterpart; what frames mean for pairs is in `receive`, `request`, `response`, `forward`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
@@ -96,7 +96,7 @@ pub(super) struct Conn {
     pub(super) blocked: VecDeque<PairKey>,
     /// Client: the highest stream it opened. Endpoint: the id the next stream gets.
     pub(super) stream_mark: u32,
-    /// Endpoint: the highest stream that it answered to the end.
+    /// The highest stream that its peer ended: of an endpoint, that it answered to the end.
     pub(super) answered: u32,
     /// Client: ids that it passed over: closed for good, though never open (RFC 9113 §5.1.1). The last few ranges.
     skipped: VecDeque<(u32, u32)>,
@@ -129,13 +129,27 @@ pub(super) struct Conn {
     pub(super) flushed: u64,
     /// The owner has taken `Effect::Close`.
     pub(super) close_taken: bool,
-    /// Named in `wake` since the output was last empty.
+    /// Named in `outputs` since the output was last empty.
     announced: bool,
-    wake: WakeList,
+    /// What of its output stands in the sum of all.
+    counted: usize,
+    outputs: Rc<Outputs>,
 }
 
-/// Connections that have output since it was last asked: each adds itself when it is written to, so that none is missed.
-pub(super) type WakeList = Rc<RefCell<Vec<ConnId>>>;
+/// What the outputs of a splitter's connections have in common.
+#[derive(Default)]
+pub(super) struct Outputs {
+    /// Connections that have output since it was last asked: each adds itself when it is written to, so that none is missed.
+    pub(super) to_write: RefCell<Vec<ConnId>>,
+    /// Bytes in all of them, each as it was when its last DATA was added or it was last written from.
+    held: Cell<usize>,
+}
+
+impl Outputs {
+    pub(super) fn held(&self) -> usize {
+        self.held.get()
+    }
+}
 
 impl Conn {
     /// `window`: what its peer may send ahead.
@@ -146,7 +160,7 @@ impl Conn {
         limits: &Limits,
         window: u32,
         seed: u64,
-        wake: WakeList,
+        outputs: Rc<Outputs>,
     ) -> Self {
         let client = matches!(role, Role::Client(_));
         let mut conn = Self {
@@ -191,7 +205,8 @@ impl Conn {
             flushed: 0,
             close_taken: false,
             announced: false,
-            wake,
+            counted: 0,
+            outputs,
         };
         conn.greet(limits);
         conn
@@ -227,7 +242,7 @@ impl Conn {
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
         if !self.announced {
             self.announced = true;
-            self.wake.borrow_mut().push(self.id);
+            self.outputs.to_write.borrow_mut().push(self.id);
         }
         &mut self.out
     }
@@ -271,20 +286,29 @@ impl Conn {
             self.out.clear();
             self.out_head = 0;
             self.announced = false;
-            // A quiet connection keeps no large buffer.
+            // A quiet connection keeps no large buffer, and the next that needs one gets this, which is warm.
             if self.out.capacity() > 16 * 1024 {
-                self.out.shrink_to(4 * 1024);
+                self.out = Vec::new();
             }
         } else if self.out_head > 64 * 1024 {
             self.out.drain(..self.out_head);
             self.out_head = 0;
         }
+        self.count_output();
+    }
+
+    /// Brings the sum of all outputs up to date with this one.
+    pub(super) fn count_output(&mut self) {
+        let (backlog, held) = (self.backlog(), &self.outputs.held);
+        held.set(held.get() + backlog - self.counted);
+        self.counted = backlog;
     }
 
     /// Nobody will read it.
     pub(super) fn discard_output(&mut self) {
         self.out = Vec::new();
         self.out_head = 0;
+        self.count_output();
     }
 
     /// Endpoint: whether a stream may be opened on it now.
@@ -327,6 +351,9 @@ impl Conn {
     /// Takes an ended stream off the books; its unforwarded payload is credited.
     pub(super) fn forget(&mut self, now: Instant, side: &Side) {
         self.streams.remove(&side.id);
+        if side.recv_ended && !side.we_reset {
+            self.answered = self.answered.max(side.id);
+        }
         if self.streams.is_empty() {
             self.idle_since = Some(now);
         }
@@ -369,6 +396,12 @@ impl Conn {
     }
 }
 
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.discard_output();
+    }
+}
+
 #[cfg(debug_assertions)]
 impl Conn {
     /// Panics unless what concerns the connection alone is right.
@@ -403,83 +436,6 @@ impl std::fmt::Debug for Conn {
             .field("backlog", &self.backlog())
             .field("tail", &self.tail.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// All connections of a splitter, in reused slots.
-#[derive(Default)]
-pub(super) struct Conns {
-    slots: Vec<(u32, Option<Box<Conn>>)>,
-    free: Vec<u32>,
-}
-
-impl Conns {
-    pub(super) fn insert(&mut self, make: impl FnOnce(ConnId) -> Conn) -> ConnId {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push((0, None));
-            self.slots.len() as u32 - 1
-        });
-        let (generation, slot) = &mut self.slots[index as usize];
-        let id = ConnId { index, generation: *generation };
-        *slot = Some(Box::new(make(id)));
-        id
-    }
-
-    pub(super) fn remove(&mut self, id: ConnId) {
-        let (generation, slot) = &mut self.slots[id.index as usize];
-        if *generation == id.generation && slot.take().is_some() {
-            *generation = generation.wrapping_add(1);
-            self.free.push(id.index);
-        }
-    }
-
-    /// Forgets a connection that is closed for its owner too. Not before: the owner would take the next one in the same
-    /// slot for it.
-    pub(super) fn remove_if_done(&mut self, id: ConnId) {
-        let done = |c| self[c].state == State::Closing && self[c].close_taken && self[c].backlog() == 0;
-        if self.slot(id).is_some_and(done) {
-            self.remove(id);
-        }
-    }
-
-    /// The slot of a live connection; `None`: it is gone.
-    #[inline]
-    pub(super) fn slot(&self, id: ConnId) -> Option<u32> {
-        let (generation, slot) = self.slots.get(id.index as usize)?;
-        (*generation == id.generation && slot.is_some()).then_some(id.index)
-    }
-
-    /// Nothing is in this slot.
-    pub(super) fn is_gone(&self, slot: u32) -> bool {
-        self.slots[slot as usize].1.is_none()
-    }
-
-    pub(super) fn live(&self) -> impl Iterator<Item = &Conn> {
-        self.slots.iter().filter_map(|(_, slot)| slot.as_deref())
-    }
-
-    pub(super) fn ids(&self) -> Vec<ConnId> {
-        self.live().map(|conn| conn.id).collect()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-}
-
-impl std::ops::Index<u32> for Conns {
-    type Output = Conn;
-
-    #[inline]
-    fn index(&self, slot: u32) -> &Conn {
-        self.slots[slot as usize].1.as_deref().expect("a connection that a live stream or list names")
-    }
-}
-
-impl std::ops::IndexMut<u32> for Conns {
-    #[inline]
-    fn index_mut(&mut self, slot: u32) -> &mut Conn {
-        self.slots[slot as usize].1.as_deref_mut().expect("a connection that a live stream or list names")
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 
-use super::conn::{Conn, Conns, Role, State};
+use super::conn::{Conn, Role, State};
+use super::conns::Conns;
 use super::pair::PairKey;
 use super::{ConnId, DeadlineReason, Effect, Splitter};
 use crate::balance::{EndpointLoad, Reach, Standing};

@@ -196,7 +196,7 @@ impl Splitter {
             return self.fail_conn(now, c, Reason::ENHANCE_YOUR_CALM, "a flood without end");
         }
         let id = conn.id;
-        self.wake.borrow_mut().push(id);
+        self.outputs.to_write.borrow_mut().push(id);
     }
 }
 

@@ -89,6 +89,7 @@ impl Splitter {
         side.send_ended = last;
         let out = conn.out_for(HEAD_LEN + n, self.coming.min(high));
         frame::write_data(out, side.id, &waiting[..n], last);
+        conn.count_output();
         if replayable {
             self.keep_for_replay(key, &waiting[..n]);
         }
@@ -397,11 +398,7 @@ impl Splitter {
             conn.remember(client.id, client.we_reset);
         }
         if endpoint.is_open() {
-            let conn = &mut self.conns[endpoint.conn];
-            conn.forget(now, endpoint);
-            if endpoint.recv_ended && !endpoint.we_reset {
-                conn.answered = conn.answered.max(endpoint.id);
-            }
+            self.conns[endpoint.conn].forget(now, endpoint);
             self.place_freed(now, endpoint.conn);
         } else {
             self.pay(endpoint.owed_to, endpoint.unpaid);

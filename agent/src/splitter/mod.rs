@@ -7,6 +7,7 @@
 //! rules for connections.
 
 mod conn;
+mod conns;
 mod dialling;
 mod ending;
 mod flood;
@@ -33,7 +34,8 @@ use std::time::Instant;
 use crate::addr::EndpointAddr;
 use crate::balance::{Reach, ServiceLoad};
 
-use conn::{Conn, Conns, Role, State, WakeList};
+use conn::{Conn, Outputs, Role, State};
+use conns::Conns;
 use dialling::Ways;
 use flood::Haste;
 use hpack::{CommonLists, HeaderList};
@@ -139,7 +141,7 @@ pub struct Splitter {
     pairs: Pairs,
     ways: Ways,
     effects: VecDeque<Effect>,
-    wake: WakeList,
+    outputs: Rc<Outputs>,
     timers: BinaryHeap<Reverse<(Instant, ConnId, DeadlineReason)>>,
     /// The header list in hand. One that is nobody else's is used again and again.
     list: Rc<HeaderList>,
@@ -189,7 +191,7 @@ impl Splitter {
             pairs: Pairs::default(),
             ways: Ways::new(reach),
             effects: VecDeque::new(),
-            wake: WakeList::default(),
+            outputs: Rc::default(),
             timers: BinaryHeap::new(),
             list: Rc::default(),
             spare_lists: Vec::new(),
@@ -228,7 +230,7 @@ impl Splitter {
         }
         dialled.state = State::Open;
         // Its greeting waits since the dial began.
-        self.wake.borrow_mut().push(conn);
+        self.outputs.to_write.borrow_mut().push(conn);
         self.arm(now + self.limits.settings_timeout, conn, DeadlineReason::EndpointSettings);
         self.arm(now + self.limits.idle_timeout(), conn, DeadlineReason::IdleEndpoint);
     }
@@ -377,7 +379,7 @@ impl Splitter {
         #[cfg(debug_assertions)]
         self.check_idle_books();
         loop {
-            let id = self.wake.borrow_mut().pop()?;
+            let id = self.outputs.to_write.borrow_mut().pop()?;
             if self.conns.slot(id).is_some_and(|c| self.conns[c].state != State::Dialing) {
                 return Some(Effect::Write(id));
             }
@@ -404,9 +406,9 @@ impl Splitter {
     }
 
     fn new_conn(&mut self, now: Instant, role: Role) -> ConnId {
-        let (limits, seed, wake) = (Rc::clone(&self.limits), self.hash_seed, Rc::clone(&self.wake));
+        let (limits, seed, outputs) = (Rc::clone(&self.limits), self.hash_seed, Rc::clone(&self.outputs));
         let window = self.connection_window(&role);
-        self.conns.insert(|id| Conn::new(id, role, now, &limits, window, seed, wake))
+        self.conns.insert(|id| Conn::new(id, role, now, &limits, window, seed, outputs))
     }
 
     /// What a new connection may send ahead. The more of its kind there are and the more waits already, the less: what is
@@ -432,10 +434,10 @@ impl Splitter {
         self.timers.push(Reverse((at, conn, reason)));
     }
 
-    /// The most that may wait in a connection's output before DATA waits in its stream. So many connections that all of
-    /// them together could hold too much share what there is.
+    /// The most that may wait in a connection's output before DATA waits in its stream: a part of what room all outputs
+    /// together have left, so that whoever comes later finds some too, and all of them hold no more than they may.
     fn output_high(&self) -> usize {
-        (self.output_budget() / self.conns.len().max(1)).clamp(4 * 1024, self.limits.output_high)
+        (self.output_budget().saturating_sub(self.outputs.held()) / 8).clamp(4 * 1024, self.limits.output_high)
     }
 
     /// The most that may wait in a connection's output while it is read.

@@ -80,3 +80,33 @@ fn a_pod_far_over_its_budget_loses_the_streams_that_wait_and_no_other() {
     s.send(&client, data(1, END, b"all"));
     assert_eq!(server.got(), [bytes(stream, END, b"all")]);
 }
+
+#[test]
+fn outputs_that_nobody_takes_leave_room_for_whoever_comes_later() {
+    let mut s = Script::with(Limits::default(), 1);
+    let mut clients: Vec<_> = (0..30).map(|_| s.client_with(&[(INITIAL_WINDOW_SIZE, MEBIBYTE)])).collect();
+    for client in &mut clients {
+        client.grant(0, MEBIBYTE);
+        s.send(client, headers(1, END, CALL));
+    }
+    let (_, mut server) = s.server_with(&[]);
+    let whole = [0; 16_384];
+    let mut granted = 65_535 + server.credit(0) as usize;
+    for n in 0..30 {
+        s.send(&server, headers(1 + 2 * n, MORE, OK));
+        for _ in 0..11 {
+            assert!(granted >= whole.len(), "the endpoint may send {granted} bytes to client {n}");
+            s.send(&server, data(1 + 2 * n, MORE, &whole));
+            granted = granted - whole.len() + server.credit(0) as usize;
+        }
+    }
+    let waiting: Vec<_> = clients.iter().map(|client| s.world.splitter.output(client.conn.unwrap()).len()).collect();
+    let (first, last, all) = (waiting[0], waiting[29], waiting.iter().sum::<usize>());
+    assert!(first >= 96 * 1024 && (4 * 1024..48 * 1024).contains(&last), "{waiting:?}");
+    // A quarter of the pod's budget.
+    assert!(all <= 1 << 20, "{all}: {waiting:?}");
+    // Those who take theirs get all of it.
+    let arrived = |got: Got| if let Got::Data { body, .. } = got { body.len() } else { 0 };
+    let taken: usize = s.all(&mut clients[29]).into_iter().map(arrived).sum();
+    assert_eq!(taken, 11 * whole.len());
+}

@@ -18,7 +18,10 @@ fn the_page_shows_services_and_shares_in_a_browser() -> Result<()> {
     let _load = load(&client, &service, &["--rate", "100", "--duration", "600s"])?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/page/check.py");
     let (url, endpoint) = (format!("http://{}/", agent.admin()), format!("{}:{PORT}", backends[1].pod.ip4()));
-    let check = node.command("python3").arg(script).args([&url, "default/echo:grpc", &endpoint, "two"]).output()?;
+    // Each pod behind the Service has an address in both families, and is one endpoint.
+    let tiles = ["Endpoints ejected or unreachable=0 of 3", "Services dialled=1 of 1", "Pods that call=1 of 4"];
+    let looked = [&*url, "default/echo:grpc", &endpoint, "two"];
+    let check = node.command("python3").arg(script).args(looked).args(tiles).output()?;
     let said = format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     println!("{said}");
     with_log(&agent, if check.status.success() { Ok(()) } else { Err(anyhow::anyhow!("{script}: {said}")) })?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::connects;
-use super::figures::{CPU, CPU_BEFORE, Figure, GROWTH, IDLE_CPU, RSS, RSS_BEFORE, Row, Section};
+use super::figures::{CPU, CPU_BEFORE, Figure, IDLE_CPU, RSS, RSS_BEFORE, Row, Section, growth};
 use super::load::{Load, Outcome, Pace, Request};
 use super::one_cpu::OneCpu;
 use super::peers::{Entrant, Peer};
@@ -212,8 +212,7 @@ impl Bench {
                 for (point, rows) in points.iter().zip(&mut tables) {
                     let what = || format!("{}, {}", point.name, point.sites[i].entrant.name);
                     let mut measured = through(&point.sites[i], &point.load).with_context(what)?;
-                    let cpu = measured.iter().find(|(figure, _)| *figure == CPU).map_or(f64::NAN, |(_, value)| *value);
-                    measured.push((GROWTH, cpu / *first.get_or_insert(cpu)));
+                    measured.extend(growth(&measured, &mut first));
                     rows[i].add(&measured);
                 }
             }

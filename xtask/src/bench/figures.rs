@@ -153,6 +153,13 @@ impl Section {
     }
 }
 
+/// What a proxy needed in relation to `first`, which is what it needed at the first of a number's values, in the same round.
+/// None where there is no proxy.
+pub(crate) fn growth(measured: &[(Figure, f64)], first: &mut Option<f64>) -> Option<(Figure, f64)> {
+    let (_, cpu) = measured.iter().find(|(figure, _)| *figure == CPU)?;
+    Some((GROWTH, cpu / *first.get_or_insert(*cpu)))
+}
+
 /// The processes whose use is measured: all those in some cgroups.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Meter {
@@ -243,6 +250,21 @@ mod tests {
         }
         assert_eq!(one.paired(&other, CPU, |a, b| a / b), [0.5, 0.75]);
         assert!(one.paired(&other, RATE, |a, _| a).is_empty());
+    }
+
+    #[test]
+    fn growth_is_a_proxy_s_own_round_by_round_and_has_its_column_beside_what_rows_are_compared_by() {
+        let mut row = Row::new("sluice", None);
+        for [one, thousand] in [[4.0, 5.0], [10.0, 11.0]] {
+            let mut first = None;
+            assert_eq!(growth(&[(CPU, one)], &mut first), Some((GROWTH, 1.0)));
+            let measured = [(RATE, 9.0), (CPU, thousand)];
+            row.add(&[&measured[..], &[growth(&measured, &mut first).unwrap()]].concat());
+        }
+        assert_eq!(row.samples(GROWTH), [1.25, 1.1]);
+        let section = Section { name: String::new(), about: String::new(), leading: CPU, rows: vec![row] };
+        assert_eq!(section.columns(), [CPU, GROWTH, RATE]);
+        assert_eq!(growth(&[(RATE, 9.0)], &mut None), None);
     }
 
     #[test]
