@@ -46,8 +46,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const MAX_CONNECTIONS: usize = 64;
 
 /// Looking at all connections of all pods costs two milliseconds of a core for each pod: the kernel walks through one table of
-/// all namespaces each time. What was seen serves for this long; whoever asks for it fresh gets what is this old at most.
+/// all namespaces each time. What was seen serves for this long, while somebody looks again and again; what is older than `TOO_OLD`
+/// serves nobody, and whoever asks for it fresh gets what is `FRESH`.
 const SPREAD_AGAIN: Duration = Duration::from_secs(30);
+const TOO_OLD: Duration = Duration::from_secs(45);
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Nothing but what is in the page, and the agent that served it.
@@ -156,33 +158,41 @@ pub type Asks = mpsc::Sender<Ask>;
 pub struct Pages {
     asks: Asks,
     places: Arc<Semaphore>,
-    /// What was found last, and when.
-    not_spread: std::sync::Mutex<(Option<Instant>, Arc<[NotSpread]>)>,
+    /// What was found last.
+    found: std::sync::Mutex<Option<Found>>,
     /// Held while somebody looks.
     looking: Mutex<()>,
+}
+
+/// Connections that are not spread, as they were when somebody looked.
+#[derive(Clone, Debug)]
+struct Found {
+    at: Instant,
+    lines: Arc<[NotSpread]>,
 }
 
 impl Pages {
     pub fn new(asks: Asks) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Arc::new(Self { asks, places, not_spread: Default::default(), looking: Mutex::default() })
+        Arc::new(Self { asks, places, found: Default::default(), looking: Mutex::default() })
     }
 
     /// What was found last, unless that is older.
-    fn found(&self, at_most: Duration) -> Option<Arc<[NotSpread]>> {
-        let (at, lines) = &*self.not_spread.lock().unwrap_or_else(PoisonError::into_inner);
-        at.is_some_and(|at| at.elapsed() < at_most).then(|| Arc::clone(lines))
+    fn found(&self, at_most: Duration) -> Option<Found> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        found.filter(|found| found.at.elapsed() < at_most)
     }
 
     /// Looks at the connections of all pods, unless somebody has just done so.
-    async fn look(&self, view: &View) -> anyhow::Result<Arc<[NotSpread]>> {
+    async fn look(&self, view: &View) -> anyhow::Result<Found> {
         let _looking = self.looking.lock().await;
-        if let Some(lines) = self.found(FRESH) {
-            return Ok(lines);
+        if let Some(found) = self.found(FRESH) {
+            return Ok(found);
         }
-        let lines: Arc<[NotSpread]> = not_spread(&self.asks, view).await?.into();
-        *self.not_spread.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Instant::now()), Arc::clone(&lines));
-        Ok(lines)
+        let lines = not_spread(&self.asks, view).await?.into();
+        let found = Found { at: Instant::now(), lines };
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
+        Ok(found)
     }
 }
 
@@ -266,18 +276,18 @@ fn not_found(path: &str) -> String {
 /// With `?fresh` connections are looked at now; else it shows what was seen lately, and has it looked at for the next time.
 async fn whole_status(query: &str, pages: &Arc<Pages>) -> anyhow::Result<Response<Body>> {
     let view = Arc::new(view(&pages.asks).await?);
-    let lines = match pages.found(SPREAD_AGAIN) {
-        _ if query == "fresh" => pages.look(&view).await?,
-        Some(lines) => lines,
-        None => {
+    let found = match (pages.found(SPREAD_AGAIN), pages.found(TOO_OLD)) {
+        (Some(found), _) if query != "fresh" => found,
+        (None, Some(found)) if query != "fresh" => {
             if pages.looking.try_lock().is_ok() {
                 let (pages, view) = (Arc::clone(pages), Arc::clone(&view));
                 tokio::spawn(async move { pages.look(&view).await.map(drop) });
             }
-            pages.found(Duration::MAX).unwrap_or_default()
+            found
         }
+        _ => pages.look(&view).await?,
     };
-    Ok(respond(StatusCode::OK, "application/json", status::page(&view, &lines)))
+    Ok(respond(StatusCode::OK, "application/json", status::page(&view, &found)))
 }
 
 async fn not_spread(asks: &Asks, view: &View) -> anyhow::Result<Vec<NotSpread>> {

@@ -63,7 +63,7 @@ pub struct EndpointLoad {
     service: ServiceAddr,
     identity: Arc<str>,
     open: Cell<u32>,
-    picked: Cell<u64>,
+    given: Cell<u64>,
     failed: Cell<u64>,
     /// Cleared when the endpoint leaves the Service: its connections take no new stream.
     current: Cell<bool>,
@@ -87,9 +87,9 @@ impl EndpointLoad {
         self.open.get()
     }
 
-    /// How often it was chosen.
-    pub fn picked(&self) -> u64 {
-        self.picked.get()
+    /// Calls that were given to it: on an HTTP/2 stream of their own.
+    pub fn given(&self) -> u64 {
+        self.given.get()
     }
 
     /// Calls that failed there, as [`Outcome::is_failure`] has it.
@@ -126,12 +126,16 @@ pub struct Picked(Rc<EndpointLoad>);
 impl Picked {
     pub(crate) fn new(endpoint: &Rc<EndpointLoad>) -> Self {
         endpoint.open.set(endpoint.open.get() + 1);
-        endpoint.picked.set(endpoint.picked.get() + 1);
         Self(Rc::clone(endpoint))
     }
 
     pub fn endpoint(&self) -> &Rc<EndpointLoad> {
         &self.0
+    }
+
+    /// The call goes there: what was chosen and could not be dialled has had none.
+    pub(crate) fn give(&self) {
+        self.0.given.set(self.0.given.get() + 1);
     }
 }
 
@@ -233,7 +237,7 @@ impl ServiceLoad {
                     service: self.addr,
                     identity: Arc::clone(&listed.identity),
                     open: Cell::new(0),
-                    picked: Cell::new(0),
+                    given: Cell::new(0),
                     failed: Cell::new(0),
                     current: Cell::new(true),
                     credit: Cell::new(0.0),

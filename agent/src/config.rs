@@ -54,7 +54,7 @@ pub enum Command {
         after_help = "Keys: s, e, m what a line stands for; q the end.\n\nExamples:\n  sluice-agent top\n  sluice-agent top --by method --every 5s\n  sluice-agent top --count 1 --output json"
     )]
     Top(Top),
-    /// Show calls while they happen.
+    /// Show calls while they happen: those that begin while it looks.
     #[command(
         next_line_help = true,
         after_help = "Examples:\n  sluice-agent tap --service shop/cart --status error\n  sluice-agent tap --pod shop/web-* --method shop.Cart/Add --metadata\n  sluice-agent tap --frames --count 1\n  sluice-agent tap --output json | jq ."

@@ -124,12 +124,12 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.context("cannot start a runtime")?.block_on(work)
 }
 
-/// On standard output. Whoever closes a pipe has read enough.
+/// On standard output. Whoever closes a pipe has read enough: that is the end of it.
 fn say(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write"),
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        said => said.context("cannot write"),
     }
 }
 

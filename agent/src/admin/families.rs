@@ -90,7 +90,7 @@ families! {
     STREAMS_FAILED = Counter "sluice_streams_failed_total" ["client"] "Streams that the agent answered itself, since no endpoint did.";
     OPEN_STREAMS = Gauge "sluice_open_streams" ["client"] "HTTP/2 streams open.";
     RETRIES = Counter "sluice_streams_replayed_total" ["client"]
-        "Streams sent to another endpoint or connection, as the first had provably not taken them.";
+        "Streams sent once more, to another endpoint or connection, as the first had provably not taken them. One that moved on unsent, after a dial that failed, is not among them.";
     RETRIES_DENIED = Counter "sluice_replays_denied_total" ["client"]
         "Streams that were refused and not sent again, since too many of their Service were of late.";
     DIALLED = Counter "sluice_endpoint_dials_total" ["client"] "HTTP/2 connections made to endpoints.";

@@ -109,10 +109,11 @@ pub(super) const HOST_NETWORK: &str =
 pub(super) const HOST_NETWORK_CURE: &str = "without hostNetwork its calls would be spread";
 const OPTED_OUT: &str = "the pod opted out: sluice.dev/redirect is \"false\" on it";
 const OPTED_OUT_CURE: &str = "remove the annotation from the Pod's template, and let the client dial again";
-const OLDER: &str = "the connection is older than the agent, or than the port's selection or the pod's enrolment, or was \
-                     dialled while the agent hung: it stays where kube-proxy sent it";
+const OLDER: &str = "the connection is older than the agent, or than the port's selection or the pod's enrolment, was \
+                     dialled while the agent hung, or from a socket that is bound to a device: it stays where kube-proxy sent it";
 const OLDER_CURE: &str = "the client has to dial again: restart its pod (kubectl rollout restart), or let servers set a \
-                          maximum connection age";
+                          maximum connection age. If its new connections stay here too, see which counter of `kernel:` \
+                          rises as it dials: with bound_to_device the client must not use SO_BINDTODEVICE";
 const NOT_ENROLLED: &str = "the pod is not enrolled: sluice has no listener in its network namespace";
 const NOT_ENROLLED_CURE: &str = "see what `sluice-agent check` and the agent's log say of the pod; new connections are redirected once it is enrolled";
 const HEADLESS: &str = "the client dials the pods of a headless Service: there is no ClusterIP to redirect";

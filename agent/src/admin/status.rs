@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::spread::{HOST_NETWORK, HOST_NETWORK_CURE, NotSpread};
 use super::sums::{self, EndpointSum, ServiceSum};
-use super::{PodLine, Snapshot, State, View};
+use super::{Found, PodLine, Snapshot, State, View};
 use crate::addr::ServiceAddr;
 use crate::balance::EjectedEndpoint;
 use crate::calls::{BOUNDS, CODES, CallsReport, Counts, HTTP_CLASSES, Histogram, MethodName};
@@ -18,9 +18,9 @@ use crate::splitter::Bound;
 use crate::table::{Ejection, Endpoint, LeftAlone, Problem, Service};
 use crate::worker::{EndpointConnections, PodReport, Report, ServiceReport};
 
-pub(super) fn page(view: &View, not_spread: &[NotSpread]) -> String {
+pub(super) fn page(view: &View, found: &Found) -> String {
     // A string takes whatever is written, and no key of the page is anything but a string.
-    let page = Page { view, not_spread, sums: sums::services(view) };
+    let page = Page { view, found, sums: sums::services(view) };
     let mut text = serde_json::to_string(&page).unwrap_or_default();
     text.push('\n');
     text
@@ -28,13 +28,13 @@ pub(super) fn page(view: &View, not_spread: &[NotSpread]) -> String {
 
 struct Page<'a> {
     view: &'a View,
-    not_spread: &'a [NotSpread],
+    found: &'a Found,
     sums: BTreeMap<ServiceAddr, ServiceSum>,
 }
 
 impl Serialize for Page<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Page { view, not_spread, sums } = self;
+        let Page { view, found, sums } = self;
         let Snapshot { health, node, cgroup, built, pods, verdicts, workers, started, .. } = &view.snapshot;
         let state = match health.state {
             State::Syncing => "syncing",
@@ -57,7 +57,8 @@ impl Serialize for Page<'_> {
         page.serialize_entry("left_alone", &Each(|| built.left_alone.iter().map(left_alone)))?;
         page.serialize_entry("pods", &Each(|| pods.iter().map(|pod| one_pod(pod, view))))?;
         page.serialize_entry("not_served", &Each(|| not_served(&view.snapshot)))?;
-        page.serialize_entry("not_spread", &Each(|| not_spread.iter().map(NotSpread::json)))?;
+        page.serialize_entry("not_spread", &Each(|| found.lines.iter().map(NotSpread::json)))?;
+        page.serialize_entry("not_spread_seconds_ago", &found.at.elapsed().as_secs_f64())?;
         page.serialize_entry("kernel_verdicts", &verdicts)?;
         page.serialize_entry("problems", &Each(|| view.snapshot.problems().map(problem)))?;
         page.serialize_entry("workers", &Each(|| (0..workers.len()).map(|index| worker(index, view))))?;

@@ -59,7 +59,7 @@ fn snapshot(state: State) -> Snapshot {
 
 #[test]
 fn the_status_tells_what_is_left_alone_and_why_and_what_is_wrong() {
-    let page = status::page(&View { snapshot: snapshot(State::Ready), reports: vec![None] }, &[]);
+    let page = status::page(&View { snapshot: snapshot(State::Ready), reports: vec![None] }, &nothing_found());
     let page: Value = serde_json::from_str(&page).unwrap();
     assert_eq!(page["state"], "ready");
     assert_eq!(page["left_alone"][0]["name"], "shop/cart:http");
@@ -143,7 +143,7 @@ fn view_of_calls() -> View {
 fn workers_reports_are_joined_to_pods_and_added_up_by_service() {
     let reports = vec![Some(report()), Some(Report { worker: 1, pods: Vec::new(), ..report() })];
     let view = View { snapshot: snapshot(State::Ready), reports };
-    let page: Value = serde_json::from_str(&status::page(&view, &[])).unwrap();
+    let page: Value = serde_json::from_str(&status::page(&view, &nothing_found())).unwrap();
     assert_eq!(page["pods"][0]["traffic"]["streams"], 40);
     assert_eq!(page["pods"][0]["traffic"]["open_streams"], 3);
     let connections = &page["pods"][0]["traffic"]["endpoints"][0];
@@ -285,7 +285,7 @@ fn what_pages_cost_of_a_thousand_endpoints_and_fifty_methods() {
     let view = View { snapshot: snapshot(State::Ready), reports: vec![Some(report)] };
     for (name, page) in [
         ("/metrics", (|view| metrics::page(view, metrics::Format::Prometheus)) as fn(&View) -> String),
-        ("/status.json", |view| status::page(view, &[])),
+        ("/status.json", |view| status::page(view, &nothing_found())),
     ] {
         let mut times: Vec<_> = (0..21)
             .map(|_| {
@@ -310,6 +310,10 @@ fn the_table_of_metrics_in_the_manifests_is_that_of_the_page() {
     } else {
         assert_eq!(written, should, "write it anew: SLUICE_WRITE=1 cargo test -p sluice-agent the_table_of_metrics");
     }
+}
+
+fn nothing_found() -> Found {
+    Found { at: Instant::now(), lines: Arc::new([]) }
 }
 
 #[test]
@@ -374,7 +378,7 @@ fn each_reason_why_calls_are_not_spread_is_named_with_its_cure() {
 fn the_status_names_the_pods_of_the_nodes_own_network() {
     let mut snapshot = snapshot(State::Ready);
     snapshot.host_network = ["u-9".into(), "u-0".into()].into();
-    let page = status::page(&View { snapshot, reports: vec![None] }, &[]);
+    let page = status::page(&View { snapshot, reports: vec![None] }, &nothing_found());
     let page: Value = serde_json::from_str(&page).unwrap();
     let pods: Vec<_> = page["not_served"].as_array().unwrap().iter().map(|it| (&it["uid"], &it["name"])).collect();
     assert_eq!(pods, [(&"u-9".into(), &"shop/old".into()), (&"u-0".into(), &"u-0".into())]);

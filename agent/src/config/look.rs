@@ -130,7 +130,8 @@ fn every(text: &str) -> Result<Duration, String> {
 /// `error`, an HTTP status, or the name of a grpc-status in any spelling.
 fn status(text: &str) -> Result<String, String> {
     let name = text.to_ascii_uppercase().replace('-', "_");
-    let is_http = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+    // RFC 9110 §15: three digits, the first of them 1 to 5.
+    let is_http = text.len() == 3 && text.parse().is_ok_and(|code| (100..600).contains(&code));
     match () {
         () if text.eq_ignore_ascii_case("error") => Ok("error".to_owned()),
         () if is_http || crate::calls::CODES.contains(&&*name) => Ok(name),

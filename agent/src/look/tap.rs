@@ -84,12 +84,12 @@ impl Show<'_> {
     /// What is to be printed now.
     fn line(&mut self, line: Value, now: Instant) -> String {
         let event = line["event"].as_str().unwrap_or_default().to_owned();
-        if event == "lost" {
+        let json = self.config.look.output == Output::Json;
+        if event == "lost" && !json {
             return self
                 .paint
                 .warn(&format!("({} events were lost: they came faster than they were read)\n", line["count"]));
         }
-        let json = self.config.look.output == Output::Json;
         let text = if json { format!("{line}\n") } else { self.text(&line) };
         let Some(call) = line["call"].as_u64() else { return text };
         let key = (line["pod"].as_str().unwrap_or_default().to_owned(), call);
@@ -285,6 +285,13 @@ mod tests {
             assert_eq!(lines, 3, "{text}");
             assert!(text.contains("UNAVAILABLE") && !text.contains("OK"), "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_lost_is_told_in_the_format_that_was_asked_for() {
+        let lost = || [json!({ "event": "lost", "count": 7 })];
+        assert_eq!(shown(&config(None, Output::Json), lost()), "{\"count\":7,\"event\":\"lost\"}\n");
+        assert!(shown(&config(Some("error"), Output::Text), lost()).starts_with("(7 events were lost"));
     }
 
     #[test]

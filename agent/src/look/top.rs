@@ -21,6 +21,8 @@ use crate::config::{self, By, Output};
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Count {
     calls: f64,
+    /// Those of them that are over.
+    ended: f64,
     failed: f64,
     open: f64,
     latency: Vec<u64>,
@@ -44,6 +46,7 @@ struct Line {
     rate: f64,
     share: f64,
     calls: f64,
+    ended: f64,
     failed: f64,
     open: f64,
     p50: Option<Duration>,
@@ -85,6 +88,7 @@ fn counts(page: &Value, by: By) -> HashMap<Name, Count> {
     let mut add = |name: Name, count: Count| {
         let sum = counts.entry(name).or_default();
         sum.calls += count.calls;
+        sum.ended += count.ended;
         sum.failed += count.failed;
         sum.open += count.open;
         sum.latency.resize(sum.latency.len().max(count.latency.len()), 0);
@@ -119,10 +123,13 @@ fn counts(page: &Value, by: By) -> HashMap<Name, Count> {
                         (true, true) => format!("weight {weight:.2}"),
                         _ => said.join(", "),
                     };
+                    let (calls, open) = (number(&endpoint["picked"]), number(&endpoint["open"]));
                     let count = Count {
-                        calls: number(&endpoint["picked"]),
+                        calls,
+                        // With opaque connections among the open ones it begins below 0; what counts is by how much it rises.
+                        ended: calls - open,
                         failed: number(&endpoint["failed"]),
-                        open: number(&endpoint["open"]),
+                        open,
                         latency: buckets(&endpoint["answers"]),
                         note,
                     };
@@ -135,8 +142,10 @@ fn counts(page: &Value, by: By) -> HashMap<Name, Count> {
 }
 
 fn of_method(method: &Value) -> Count {
+    let ended = number(&method["ended"]);
     Count {
-        calls: number(&method["ended"]),
+        calls: ended,
+        ended,
         failed: number(&method["failed"]),
         latency: buckets(&method["latency"]),
         ..Count::default()
@@ -152,6 +161,8 @@ fn lines(before: &Look, now: &Look) -> Vec<Line> {
         let known = before.counts.get(name).filter(|known| known.calls <= count.calls);
         let calls = count.calls - known.map_or(0.0, |known| known.calls);
         let failed = (count.failed - known.map_or(0.0, |known| known.failed)).max(0.0);
+        // A call counts as failed as soon as that is known, which may be a moment before its end.
+        let ended = (count.ended - known.map_or(0.0, |known| known.ended)).max(failed);
         let latency = since(count.latency.clone(), known.map(|known| &known.latency));
         *of_service.entry(&name.0).or_default() += calls;
         lines.push(Line {
@@ -159,6 +170,7 @@ fn lines(before: &Look, now: &Look) -> Vec<Line> {
             rate: calls / seconds,
             share: 0.0,
             calls,
+            ended,
             failed,
             open: count.open,
             p50: percentile(&latency, 0.5),
@@ -187,7 +199,7 @@ fn table(lines: &[Line], by: By, paint: Paint) -> Table {
         .collect();
     let mut table = Table::new(&heading);
     for line in lines {
-        let well = percent(line.calls - line.failed, line.calls);
+        let well = percent(line.ended - line.failed, line.ended);
         let names = [line.name.0.clone()].into_iter().chain(subject.map(|_| line.name.1.clone()));
         table.row(names.chain([
             count(line.rate),
@@ -209,7 +221,7 @@ fn json_of(lines: &[Line]) -> Value {
         .map(|line| {
             json!({
                 "service": line.name.0, "of": line.name.1, "calls_per_second": line.rate, "share": line.share,
-                "calls": line.calls, "failed": line.failed, "open": line.open,
+                "calls": line.calls, "ended": line.ended, "failed": line.failed, "open": line.open,
                 "p50_ms": millis(line.p50), "p99_ms": millis(line.p99), "note": line.note,
             })
         })
@@ -363,6 +375,32 @@ mod tests {
         let p99 = by_service[0].p99.unwrap();
         assert!(p99 > Duration::from_millis(5) && p99 <= Duration::from_micros(7_813), "{p99:?}");
         assert_eq!(between(By::Method)[0].name.1, "a.B/C");
+    }
+
+    #[test]
+    fn an_endpoint_s_success_is_that_of_calls_that_ended() {
+        let at = |picked: u64, open: u64, failed: u64| {
+            let mut page = page(1, 1);
+            let endpoint = page["services"][0]["endpoints"][0].as_object_mut().unwrap();
+            endpoint.extend([
+                ("picked".into(), picked.into()),
+                ("open".into(), open.into()),
+                ("failed".into(), failed.into()),
+            ]);
+            counts(&page, By::Endpoint)
+        };
+        let start = Instant::now();
+        let well = |before: HashMap<Name, Count>, now: HashMap<Name, Count>| {
+            let lines =
+                lines(&Look { at: start, counts: before }, &Look { at: start + Duration::from_secs(1), counts: now });
+            let line = lines.iter().find(|line| line.name.1 == "10.1.0.1:1").unwrap();
+            (line.calls, line.ended, line.failed)
+        };
+        // Ten that take long: none has ended yet; then they fail, while one more is given to it.
+        assert_eq!(well(at(0, 0, 0), at(10, 10, 0)), (10.0, 0.0, 0.0));
+        assert_eq!(well(at(10, 10, 0), at(11, 1, 10)), (1.0, 10.0, 10.0));
+        // Failed, and not off the books yet.
+        assert_eq!(well(at(10, 10, 0), at(10, 10, 2)), (0.0, 2.0, 2.0));
     }
 
     #[test]

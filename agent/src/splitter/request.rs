@@ -303,6 +303,9 @@ impl Splitter {
         side.send_ended = whole;
         pair.phase = Phase::Sent;
         pair.opened = now;
+        if let Some(picked) = &pair.picked {
+            picked.give();
+        }
         pair.sent_at = conn.out_end();
         conn.write_headers(stream, whole, &pair.request);
         if self.heads_held > self.limits.waiting_heads / 2 {

@@ -21,7 +21,7 @@ use crate::addr::{EndpointAddr, ServiceAddr};
 use crate::calls::Ended;
 use crate::table::ServicePortName;
 pub use shown::Shown;
-use shown::{shown, text};
+use shown::{shown, text, value};
 
 /// Events that wait to be taken; more are lost, and counted.
 const EVENTS: usize = 4_096;
@@ -200,7 +200,7 @@ impl Splitter {
         }
         tap.next += 1;
         let call = tap.next;
-        let path = pair.request.iter().find(|field| field.kind() == Name::Path).map(|field| text(field.value()));
+        let path = pair.request.iter().find(|field| field.kind() == Name::Path).map(value);
         let path = path.unwrap_or_default();
         if tap.depth.metadata {
             let service = pair.service.service();

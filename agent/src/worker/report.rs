@@ -130,7 +130,7 @@ impl Worker {
             let report = |endpoint: &Rc<EndpointLoad>| EndpointReport {
                 addr: endpoint.addr(),
                 open: endpoint.open(),
-                picked: endpoint.picked(),
+                picked: endpoint.given(),
                 failed: endpoint.failed(),
                 latency: endpoint.latency(),
                 weight: load.weight(self.io.now, endpoint),

@@ -186,6 +186,10 @@ fn an_endpoint_that_refuses_costs_no_call_anything_and_gets_few_dials() {
     t.all_were_served();
     assert_eq!((t.waited(), t.ejected()), (vec![], vec![2]));
     assert!((5..=DIALS_IN_TWO_MINUTES).contains(&t.dials(2)), "{} dials in 120 s", t.dials(2));
+    // It had none of the calls, whatever was meant for it.
+    let given = t.s.world.service.endpoints().into_iter().map(|it| (it.addr() == endpoint(2), it.given()));
+    let (there, elsewhere): (Vec<_>, Vec<_>) = given.partition(|(there, _)| *there);
+    assert_eq!((there, elsewhere.iter().map(|(_, calls)| calls).sum::<u64>()), (vec![(true, 0)], 2_190));
 }
 
 #[test]

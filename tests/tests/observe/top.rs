@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testbed::scene::{Backend, in_turn, serve, with_log};
-use testbed::{Agent, Node, Pod, Process, Service};
+use testbed::{Agent, Node, Pod, Process, Service, program};
 
 use crate::cli::Cli;
 use crate::scene::{calls, list, load};
@@ -108,7 +108,7 @@ fn top_draws_on_a_terminal_heeds_keys_and_leaves_it_as_it_was() -> Result<()> {
     ]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/observe/terminal.py");
     let admin = scene.agent.admin().to_string();
-    let top = scene.node.command("python3").arg(script).arg(steps.to_string()).arg(testbed::program("sluice-agent")?);
+    let top = scene.node.command("python3").arg(script).arg(steps.to_string()).arg(program("sluice-agent")?);
     let said = with_log(&scene.agent, top.args(["top", "--every", "500ms", "--admin", &admin]).read())?;
     let seen: Value = serde_json::from_str(&said)?;
     ensure!(list(&seen["missing"]).is_empty(), "not drawn: {}; but {:#}", seen["missing"], seen["drawn"]);
@@ -117,5 +117,19 @@ fn top_draws_on_a_terminal_heeds_keys_and_leaves_it_as_it_was() -> Result<()> {
         ensure!(seen[what] == true, "{what}: {seen:#}");
     }
     println!("{}", seen["drawn"][1].as_str().unwrap_or_default().replace("\n\n", "\n").trim());
+    Ok(())
+}
+
+#[test]
+fn top_and_tap_end_when_whoever_reads_them_has_read_enough() -> Result<()> {
+    let scene = Scene::new()?;
+    for command in ["top", "tap"] {
+        // The status is that of `timeout`, which is 124 where the time was up.
+        let script = r#"set -o pipefail; timeout 30 "$@" | head -n 1"#;
+        let piped = scene.node.command("bash").args(["-c", script, "bash"]).arg(program("sluice-agent")?);
+        let said = piped.args([command, "--admin", &scene.agent.admin().to_string()]).read()?;
+        ensure!(said.lines().count() == 1, "{command}: {said}");
+    }
+    ensure!(scene.cli().taps()? == 0, "somebody looks on");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Header fields as they may be shown to people. In: a header list; out: names and values, with what may be a secret hidden
 //! and what is long cut. Pure.
 
-use crate::splitter::hpack::{FieldView, HeaderList, Indexing};
+use crate::splitter::hpack::{FieldView, HeaderList, Indexing, Name};
 
 /// Bytes of a value that are shown.
 const LONGEST_VALUE: usize = 1_024;
@@ -17,12 +17,7 @@ pub struct Shown {
 
 /// Fields as they may be shown. What its sender marked as never to be indexed is a secret by its own word (RFC 7541 §7.1.3).
 pub(super) fn shown(list: &HeaderList) -> Vec<Shown> {
-    let show = |field: FieldView<'_>| {
-        let name = text(field.name());
-        let secret = field.indexing() == Indexing::NeverIndexed || is_secret(&name) || looks_secret(field.value());
-        let value = if secret { format!("(hidden, {} bytes)", field.value().len()) } else { text(field.value()) };
-        Shown { name, value }
-    };
+    let show = |field: FieldView<'_>| Shown { name: text(field.name()), value: value(field) };
     let mut left = LONGEST_LIST;
     let fits = |field: &Shown| {
         left = left.saturating_sub(field.name.len() + field.value.len());
@@ -35,14 +30,33 @@ pub(super) fn shown(list: &HeaderList) -> Vec<Shown> {
     fields
 }
 
+/// A field's value as it may be shown; of a path, what follows a question mark is its sender's own affair.
+pub(super) fn value(field: FieldView<'_>) -> String {
+    let value = field.value();
+    let secret = field.indexing() == Indexing::NeverIndexed || is_secret(&text(field.name())) || looks_secret(value);
+    if secret {
+        return hidden(value);
+    }
+    match value.iter().position(|byte| *byte == b'?').filter(|_| field.kind() == Name::Path) {
+        Some(at) => format!("{}?{}", text(&value[..at]), hidden(&value[at + 1..])),
+        None => text(value),
+    }
+}
+
+fn hidden(value: &[u8]) -> String {
+    format!("(hidden, {} bytes)", value.len())
+}
+
 /// Names that are wont to carry secrets.
 fn is_secret(name: &str) -> bool {
-    const PARTS: [&str; 24] = [
+    const PARTS: [&str; 26] = [
         "auth",
         "cookie",
         "token",
         "secret",
         "passw",
+        "pwd",
+        "hmac",
         "api-key",
         "apikey",
         "api_key",
@@ -64,24 +78,33 @@ fn is_secret(name: &str) -> bool {
         "-pin",
     ];
     let ours = matches!(name, ":authority" | "www-authenticate" | "proxy-authenticate");
-    !ours && PARTS.iter().any(|part| name.contains(part))
+    !ours && (name.ends_with("-key") || name.ends_with("_key") || PARTS.iter().any(|part| name.contains(part)))
 }
 
 /// Values that look like secrets, whatever their field is called: credentials with their scheme (RFC 9110 §11.4), JSON Web
 /// Tokens (RFC 7519), keys that say by their beginning whose they are, private keys.
 fn looks_secret(value: &[u8]) -> bool {
-    const SCHEMES: [&[u8]; 6] = [b"basic ", b"bearer ", b"digest ", b"negotiate ", b"aws4-hmac", b"apikey "];
-    const BEGINNINGS: [&[u8]; 12] = [
+    const SCHEMES: [&[u8]; 7] = [b"basic ", b"bearer ", b"token ", b"digest ", b"negotiate ", b"aws4-hmac", b"apikey "];
+    const BEGINNINGS: [&[u8]; 21] = [
         b"ghp_",
         b"gho_",
+        b"ghu_",
         b"ghs_",
+        b"ghr_",
         b"github_pat_",
         b"glpat-",
+        b"npm_",
+        b"hf_",
+        b"ya29.",
         b"sk_live_",
+        b"sk_test_",
+        b"rk_live_",
+        b"sk-ant-",
         b"sk-proj-",
         b"xoxb-",
         b"xoxp-",
         b"AKIA",
+        b"ASIA",
         b"AIza",
         b"-----BEGIN",
     ];
@@ -113,6 +136,9 @@ mod tests {
             "x-access-key",
             "x-csrf",
             "x-forwarded-client-cert",
+            "x-key",
+            "x-pwd",
+            "x-hmac",
         ] {
             assert!(is_secret(name), "{name}");
         }
@@ -127,7 +153,15 @@ mod tests {
         ] {
             assert!(!is_secret(name), "{name}");
         }
-        for value in ["Bearer x", "basic eDp5", "eyJhbGciOi.eyJzdWIi.c2ln", "ghp_abc", "-----BEGIN PRIVATE KEY-----"] {
+        for value in [
+            "Bearer x",
+            "basic eDp5",
+            "eyJhbGciOi.eyJzdWIi.c2ln",
+            "ghp_abc",
+            "sk-ant-api03-x",
+            "Token x",
+            "-----BEGIN PRIVATE KEY-----",
+        ] {
             assert!(looks_secret(value.as_bytes()), "{value}");
         }
         for value in ["", "grpc-go/1.80.0", "eyJ", "trailers", "application/grpc", "a.b.c", "basic", "00-0af7-b7ad-01"]
@@ -141,6 +175,8 @@ mod tests {
         let mut list = HeaderList::new();
         for (name, value, indexing) in [
             (":authority", "cart:50051", Indexing::WithIndexing),
+            (":path", "/a.B/C?key=abc", Indexing::WithIndexing),
+            (":path", "/a.B/C", Indexing::NeverIndexed),
             ("authorization", "Bearer abc", Indexing::WithIndexing),
             ("x-session-id", "1234", Indexing::WithIndexing),
             ("x-plain", "v", Indexing::NeverIndexed),
@@ -155,6 +191,8 @@ mod tests {
             shown,
             [
                 "cart:50051".to_owned(),
+                format!("/a.B/C?{}", hidden(7)),
+                hidden(6),
                 hidden(10),
                 hidden(4),
                 hidden(1),
