@@ -38,7 +38,7 @@ pub(super) const BUFFER: usize = 128 * 1024;
 const ROUND: Duration = Duration::from_millis(10);
 /// What a pod may take in one visit before the next pod's, and again to write its output. Time is what others wait for, and
 /// bytes do not tell it: a frame of 20 bytes and a dial cost as much as a megabyte.
-pub(super) const VISIT: Duration = Duration::from_micros(250);
+pub(super) const VISIT: Duration = Duration::from_micros(500);
 /// Most timers fired in one iteration.
 const TIMERS: usize = 64;
 
