@@ -22,6 +22,7 @@ mod message;
 mod outcome;
 mod pair;
 mod receive;
+mod replay;
 mod request;
 mod response;
 mod tap;

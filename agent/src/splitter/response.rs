@@ -8,7 +8,7 @@ use super::limits::Bound;
 use super::message::{self, Status};
 use super::pair::{Ending, Face, PairKey, Phase};
 use super::receive::{Fatal, Section};
-use super::request::Replay;
+use super::replay::Replay;
 use crate::balance::Outcome;
 
 impl Splitter {
