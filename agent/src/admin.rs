@@ -47,7 +47,7 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// Looking at all connections of all pods costs two milliseconds of a core for each pod: the kernel walks through one table of
 /// all namespaces each time. What was seen serves for this long, while somebody looks again and again; what is older than `TOO_OLD`
-/// serves nobody, and whoever asks for it fresh gets what is `FRESH`.
+/// serves nobody, and whoever asks for it fresh gets what is no older than `FRESH`.
 const SPREAD_AGAIN: Duration = Duration::from_secs(30);
 const TOO_OLD: Duration = Duration::from_secs(45);
 const FRESH: Duration = Duration::from_secs(1);

@@ -132,7 +132,7 @@ pub(super) struct Conn {
     /// Named in `outputs` since the output was last empty.
     announced: bool,
     /// What of its output stands in the sum of all.
-    counted: usize,
+    pub(super) counted: usize,
     outputs: Rc<Outputs>,
 }
 

@@ -48,6 +48,8 @@ impl Splitter {
         let credited: u64 = all.filter(|side| has_conn(side)).map(paid).sum();
         assert!(credited <= self.limits.pod_budget as u64, "{credited} bytes held with credit given for them");
         assert_eq!(self.replay_held, kept, "bytes kept for replays, over all streams");
+        let outputs: usize = self.conns.live().map(|conn| conn.counted).sum();
+        assert_eq!(self.outputs.held(), outputs, "bytes in the outputs of all connections");
         let heads: usize = self.pairs.live().map(Pair::heads).sum();
         assert_eq!(self.heads_held, heads, "bytes of header lists that wait, over all streams");
         let clients = self.conns.live().filter(|conn| conn.face() == Face::Client);
