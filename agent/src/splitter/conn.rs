@@ -118,8 +118,8 @@ pub(super) struct Conn {
     pub(super) haste: Haste,
     /// DATA went to the peer since its last PING.
     pub(super) fed: bool,
-    /// Too many cheap frames came: not read for a while.
-    pub(super) paused: bool,
+    /// Too many cheap frames came, or more work than it may make at once: not read until then.
+    pub(super) paused: Option<Instant>,
     /// Client: its requests go over endpoint connections apart from those of others, since endpoints may end a connection
     /// for what it does. Endpoint: it is one of these.
     pub(super) apart: bool,
@@ -198,7 +198,7 @@ impl Conn {
             flood: FloodGuard::new(now),
             haste: Haste::default(),
             fed: false,
-            paused: false,
+            paused: None,
             apart: false,
             out: Vec::new(),
             out_head: 0,

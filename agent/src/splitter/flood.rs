@@ -5,6 +5,9 @@
 //! Not sooner: clients that mean no harm make bursts, too (hundreds of calls cancelled at once, a ping with every message),
 //! and one whose connection ends dials again with fresh counts, while one that is not read is stopped by its own TCP and
 //! burns no CPU. Nothing is counted over a connection's life: those of gRPC last for weeks.
+//!
+//! Requests with a hundred header fields that no table knows are work for the endpoint, too, and a batch of them is
+//! milliseconds in which it serves nobody else. They are no flood: each goes on, but one by one at the limit's rate.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +32,8 @@ const LOOKED_AT: Duration = Duration::from_millis(100);
 /// this many hasty ends in a second, a client's further requests go apart from others'; and after this many in the pod,
 /// endpoints hear of them only when the request is not so new any more.
 const FEW: u32 = 10;
+/// Requests have fewer new header fields: a call's own are about ten.
+const USUAL_FIELDS: usize = 32;
 /// Who floods for so long, never a second without, means it.
 const WITHOUT_END: Duration = Duration::from_secs(10);
 
@@ -139,10 +144,31 @@ impl Splitter {
     pub(super) fn charge(&mut self, now: Instant, c: u32, what: Cheap) {
         let conn = &mut self.conns[c];
         let Some(bound) = conn.flood.count(now, what, &self.limits.floods) else { return };
-        if !std::mem::replace(&mut conn.paused, true) {
-            let id = conn.id;
+        if conn.paused.is_none() {
             let until = conn.flood.pause(now);
             self.stats.limited.count(bound);
+            self.pause(c, until);
+        }
+    }
+
+    /// The client of `c` sent the request in `list`: one with more new fields than is usual is followed by a pause, as long as
+    /// the limit takes to allow for what it has more.
+    pub(super) fn pace(&mut self, now: Instant, c: u32) {
+        if self.list.len() <= USUAL_FIELDS {
+            return;
+        }
+        let more = self.list.new_fields().saturating_sub(USUAL_FIELDS);
+        if more > 0 {
+            let from = self.conns[c].paused.unwrap_or(now);
+            self.stats.limited.count(Bound::NewFields);
+            self.pause(c, from + SECOND.mul_f64(more as f64 / f64::from(self.limits.floods.new_fields)));
+        }
+    }
+
+    fn pause(&mut self, c: u32, until: Instant) {
+        let conn = &mut self.conns[c];
+        let id = conn.id;
+        if conn.paused.replace(until).is_none() {
             self.arm(until, id, DeadlineReason::PauseEnd);
         }
     }
@@ -191,7 +217,13 @@ impl Splitter {
     /// The pause is over: the connection is read again.
     pub(super) fn end_pause(&mut self, now: Instant, c: u32) {
         let conn = &mut self.conns[c];
-        conn.paused = false;
+        if let Some(until) = conn.paused
+            && until > now
+        {
+            let id = conn.id;
+            return self.arm(until, id, DeadlineReason::PauseEnd);
+        }
+        conn.paused = None;
         if conn.state == State::Open && conn.flood.is_without_end() {
             return self.fail_conn(now, c, Reason::ENHANCE_YOUR_CALM, "a flood without end");
         }

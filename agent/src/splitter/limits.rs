@@ -77,6 +77,8 @@ pub struct Floods {
     pub window_updates: u32,
     /// Header lists of a client that are beyond `header_list` or `header_fields`: each is decoded to its end for nothing.
     pub large_heads: u32,
+    /// Header fields of a client's requests that its table did not have, beyond the 32 that a request may have freely.
+    pub new_fields: u32,
 }
 
 /// A bound that a peer can run into.
@@ -91,6 +93,8 @@ pub enum Bound {
     Priorities,
     WindowUpdates,
     LargeHeads,
+    // It was not read for as long as its requests were beyond.
+    NewFields,
     // The stream was refused.
     ClientStreams,
     PodStreams,
@@ -103,7 +107,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    pub const ALL: [Bound; 15] = [
+    pub const ALL: [Bound; 16] = [
         Bound::Resets,
         Bound::StreamErrors,
         Bound::Pings,
@@ -112,6 +116,7 @@ impl Bound {
         Bound::Priorities,
         Bound::WindowUpdates,
         Bound::LargeHeads,
+        Bound::NewFields,
         Bound::ClientStreams,
         Bound::PodStreams,
         Bound::HeaderList,
@@ -132,6 +137,7 @@ impl Bound {
             Bound::Priorities => "priorities",
             Bound::WindowUpdates => "window-updates",
             Bound::LargeHeads => "large-headers",
+            Bound::NewFields => "new-fields",
             Bound::ClientStreams => "client-streams",
             Bound::PodStreams => "pod-streams",
             Bound::HeaderList => "header-list",
@@ -195,6 +201,7 @@ impl Default for Limits {
                 priorities: 10_000,
                 window_updates: 200_000,
                 large_heads: 20,
+                new_fields: 20_000,
             },
         }
     }

@@ -362,8 +362,13 @@ impl Splitter {
     pub fn wants_read(&self, conn: ConnId) -> bool {
         self.conns.slot(conn).is_some_and(|c| {
             let conn = &self.conns[c];
-            conn.state == State::Open && !conn.paused && conn.backlog() < self.output_stop()
+            conn.state == State::Open && conn.paused.is_none() && conn.backlog() < self.output_stop()
         })
+    }
+
+    /// Whether it is not read for a while for what it sent: of what it sends next, little is welcome at a time.
+    pub fn is_paused(&self, conn: ConnId) -> bool {
+        self.conns.slot(conn).is_some_and(|c| self.conns[c].paused.is_some())
     }
 
     /// The next thing to do, `None` when all is done.

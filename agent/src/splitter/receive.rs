@@ -231,7 +231,10 @@ impl Splitter {
                 self.charge(now, c, Cheap::LargeHead);
                 self.client_headers(now, c, section)
             }
-            Face::Client => self.client_headers(now, c, section),
+            Face::Client => {
+                self.pace(now, c);
+                self.client_headers(now, c, section)
+            }
             Face::Endpoint => self.endpoint_headers(now, c, section),
         }
     }

@@ -41,6 +41,8 @@ pub(super) struct Link {
 /// What a turn reads of frames as small as calls have them, or of who is new: thousands of frames in one turn are
 /// milliseconds that others wait.
 pub(super) const SMALL_TURN: usize = 8 * 1024;
+/// What a turn reads of who was slowed: not much more than one request.
+const SLOW_TURN: usize = 1024;
 /// A turn of frames that are larger than this on average may read twice as much the next time; one of a few small ones says
 /// nothing.
 const LARGE_FRAME: u64 = 1024;
@@ -131,11 +133,15 @@ impl Worker {
                         let before = splitter.work();
                         splitter.handle_bytes(io.now, link.id, &io.buffer[..n]);
                         let large = (splitter.work() - before) * LARGE_FRAME < n as u64;
-                        if large {
-                            link.appetite = (2 * link.appetite).min(BUFFER);
+                        link.appetite = if splitter.is_paused(link.id) {
+                            SLOW_TURN
+                        } else if large {
+                            (2 * link.appetite).min(BUFFER)
                         } else if n >= SMALL_TURN / 2 {
-                            link.appetite = SMALL_TURN;
-                        }
+                            SMALL_TURN
+                        } else {
+                            link.appetite.max(SMALL_TURN)
+                        };
                     }
                 }
                 Took::End => {

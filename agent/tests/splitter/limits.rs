@@ -19,6 +19,7 @@ fn strict() -> Limits {
         priorities: 10,
         window_updates: 10,
         large_heads: 10,
+        new_fields: 100,
     };
     Limits { floods, header_list: 1_024, ..Limits::default() }
 }
@@ -110,6 +111,36 @@ fn who_floods_for_ten_seconds_without_a_break_is_ended() {
         }
     }
     assert_eq!(s.world.stats().floods, 1);
+    still_served(&mut s, &mut good, &server);
+}
+
+#[test]
+fn requests_full_of_new_fields_go_on_one_by_one_and_such_as_repeat_theirs_as_they_come() {
+    let (mut s, mut good, bad, mut server) = stage(Limits { floods: strict().floods, ..Limits::default() });
+    let conn = bad.conn.unwrap();
+    let names: Vec<String> = (0..50).map(|n| format!("+x-{n}")).collect();
+    let fields: Vec<_> = CALL.iter().copied().chain(names.iter().map(|name| (&**name, "v"))).collect();
+    // What was read at once is dealt with and paid for afterwards: of 52 to 56 new fields each, 20 to 24 are too many.
+    (0..3).for_each(|n| bad.put(headers(2 * n + 3, END, &fields)));
+    s.run();
+    assert_eq!(server.got().len(), 3);
+    assert_eq!(s.world.stats().limited.get(Bound::NewFields), 3);
+    bad.put(headers(9, END, CALL));
+    s.pass(Duration::from_millis(599));
+    assert!(s.world.splitter.is_paused(conn) && !s.world.splitter.wants_read(conn));
+    assert_eq!(server.got(), [], "nobody listens");
+    s.pass(Duration::from_millis(3 * 40 + 2));
+    assert_eq!(server.got(), [heard(11, END, CALL)]);
+    // The same again, now that the table has them.
+    let repeated: Vec<u8> = (62..=111).map(|index| 0x80 | index).collect();
+    for n in 0..100 {
+        let block = [block(CALL), repeated.clone()].concat();
+        bad.put(frame(HEADERS, END_HEADERS | END_STREAM, 11 + 2 * n, &block));
+    }
+    s.run();
+    assert_eq!(server.got().len(), 100);
+    assert!(s.world.splitter.wants_read(conn));
+    assert_eq!(s.world.stats().limited.get(Bound::NewFields), 3);
     still_served(&mut s, &mut good, &server);
 }
 

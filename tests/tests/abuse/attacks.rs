@@ -26,7 +26,7 @@ pub(crate) const BY_CLIENTS: &[Attack] = &[
     attack("padding", &[]),
     attack("unknown-frames", &["priorities"]),
     attack("hpack-bomb", &["large-headers"]),
-    attack("hpack-churn", &[]),
+    attack("hpack-churn", &["new-fields"]),
     attack("many-headers", &["large-headers"]),
     attack("huge-header", &["large-headers"]),
     attack("large-heads", &[]),

@@ -194,6 +194,11 @@ impl HeaderList {
         self.fields.len()
     }
 
+    /// How many of them the sender's table did not have when the list came.
+    pub fn new_fields(&self) -> usize {
+        self.fields.iter().filter(|field| matches!(field, Field::Stored(_) | Field::Literal(_))).count()
+    }
+
     /// Whether there is no field.
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()

@@ -45,6 +45,7 @@ pub const NAMED: &[Named] = named![
     "priorities", 0..=MILLION, floods.priorities, "PRIORITY and frames of unknown types, a second";
     "window-updates", 100..=MILLION, floods.window_updates, "WINDOW_UPDATE, a second";
     "large-headers", 0..=MILLION, floods.large_heads, "requests beyond header-list or header-fields, a second";
+    "new-fields", 100..=MILLION, floods.new_fields, "new header fields beyond 32 of a request, a second; more wait";
     "client-streams", 1..=MILLION, client_streams, "streams open on a client's connection; one more is refused";
     "pod-streams", 1..=MILLION, pod_streams, "streams open on all clients' connections of a pod; one more is refused";
     "header-list", 1_024..=16 << 20, header_list, "bytes of a header list (RFC 9113 §6.5.2); larger: RESOURCE_EXHAUSTED";
