@@ -175,12 +175,16 @@ impl Worker {
     /// Returns when the last handle is gone.
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
+        // Where several come at once, more are on their way: to look for them costs less than to sleep and be woken.
+        let mut several = false;
         loop {
-            match self.poll.poll(&mut events, Some(self.timeout())) {
+            let timeout = if several { Duration::ZERO } else { self.timeout() };
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("worker {}: epoll_wait failed: {error}", self.index),
             }
+            several = events.iter().nth(1).is_some();
             self.io.now = Instant::now();
             let beats = self.beat();
             let mut commanded = beats || self.more_commands;
@@ -292,11 +296,9 @@ impl Worker {
                 break;
             }
         }
-        self.flush(pod);
+        let more = self.flush(pod);
         self.tell_taps(pod);
-        if self.io.turns.sockets(pod) > 0 {
-            self.io.turns.wake(pod);
-        }
+        self.io.turns.visited(pod, more);
     }
 }
 

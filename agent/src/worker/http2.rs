@@ -198,13 +198,13 @@ impl Worker {
 
     /// Carries out all effects and writes all output of one pod. Writing makes credit, and credit makes output and
     /// effects: all of it is gone when this returns, except for what sockets do not take, and for what is beyond the
-    /// pod's share: its next visit goes on with that.
-    pub(super) fn flush(&mut self, pod_key: Key) {
+    /// pod's share. True: there is that, and its next visit goes on with it.
+    pub(super) fn flush(&mut self, pod_key: Key) -> bool {
         let io = &mut self.io;
-        let Some(pod) = self.pods.get_mut(pod_key) else { return };
+        let Some(pod) = self.pods.get_mut(pod_key) else { return false };
         // A call that is alone needs no look at the clock.
         let (mut done, mut until) = (0, None);
-        loop {
+        let more = loop {
             match pod.splitter.as_mut().and_then(Splitter::poll_effect) {
                 Some(Effect::Write(id)) => {
                     pod.to_write.extend(io.link(pod, id));
@@ -214,21 +214,21 @@ impl Worker {
                 Some(Effect::Close(id)) => io.close_link(pod, id),
                 None => match pod.to_write.pop_front() {
                     Some(key) => io.write_link(pod, key),
-                    None => break,
+                    None => break false,
                 },
             }
             done += 1;
             if done >= UNTIMED {
                 let now = Instant::now();
                 if now >= *until.get_or_insert(now + VISIT) {
-                    io.turns.wake(pod_key);
-                    break;
+                    break true;
                 }
             }
-        }
+        };
         let deadline = pod.splitter.as_ref().and_then(Splitter::next_deadline).map(|(at, _)| at);
         io.timers.set(&mut pod.alarm, Timer::Pod(pod_key), deadline);
         pod.log_reach();
+        more
     }
 }
 

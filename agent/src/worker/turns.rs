@@ -21,7 +21,7 @@ pub(super) struct Turns {
 #[derive(Debug, Default)]
 struct Queue {
     sockets: VecDeque<Ready>,
-    /// Its pod is in `pods`.
+    /// Its pod is in `pods`, or has its visit now.
     in_line: bool,
 }
 
@@ -45,11 +45,18 @@ impl Turns {
         self.pods.len()
     }
 
-    /// The pod that has waited longest. It is visited again only if it is woken again.
+    /// The pod that has waited longest, for its visit: until [`Turns::visited`], waking it does nothing.
     pub(super) fn next_pod(&mut self) -> Option<Key> {
-        let pod = self.pods.pop_front()?;
-        self.queue(pod).in_line = false;
-        Some(pod)
+        self.pods.pop_front()
+    }
+
+    /// The pod's visit is over. It gets another one if there is more to do, or sockets of it still wait for their turns.
+    pub(super) fn visited(&mut self, pod: Key, more: bool) {
+        let queue = self.queue(pod);
+        queue.in_line = false;
+        if more || !queue.sockets.is_empty() {
+            self.wake(pod);
+        }
     }
 
     /// How many of the pod's sockets wait.
@@ -88,8 +95,10 @@ mod tests {
             assert_eq!(turns.next_pod(), Some(busy));
             let first = turns.next_socket(busy).unwrap();
             turns.push(busy, first);
+            turns.visited(busy, false);
             assert_eq!(turns.next_pod(), Some(calm));
             assert_eq!(turns.next_socket(calm), Some(call));
+            turns.visited(calm, false);
         }
         assert_eq!((turns.sockets(busy), turns.sockets(calm), turns.pods()), (1_000, 0, 1));
     }
@@ -103,5 +112,23 @@ mod tests {
         turns.push(pod, Ready::Listener(pod));
         assert_eq!((turns.next_pod(), turns.next_pod()), (Some(pod), None));
         assert_eq!(turns.sockets(pod), 1);
+    }
+
+    #[test]
+    fn a_visit_that_leaves_nothing_is_the_last_one() {
+        let (mut turns, mut pods) = (Turns::default(), Arena::new());
+        let pod = pods.insert(());
+        let mut visit = |turns: &mut Turns, more| {
+            assert_eq!(turns.next_pod(), Some(pod));
+            // By what is done in the visit itself.
+            turns.wake(pod);
+            turns.visited(pod, more);
+            turns.pods()
+        };
+        turns.push(pod, Ready::Conn(pod));
+        assert_eq!(visit(&mut turns, false), 1, "its socket waits");
+        assert_eq!(turns.next_socket(pod), Some(Ready::Conn(pod)));
+        assert_eq!(visit(&mut turns, true), 1, "there is more");
+        assert_eq!(visit(&mut turns, false), 0);
     }
 }

@@ -139,6 +139,7 @@ impl Bench {
     }
 
     fn connections(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let _pinned = OneCpu::pin()?;
         let sites = self.sites(Plan::default(), spreads_calls)?;
         let point = |connections| Point {
             name: format!("connections {connections}"),
@@ -150,6 +151,7 @@ impl Bench {
     }
 
     fn endpoints(&self, show: &mut impl FnMut(Section) -> Result<()>) -> Result<()> {
+        let _pinned = OneCpu::pin()?;
         let numbers = [1, 10, 100, 1000];
         let plan = |endpoints| Plan { endpoints: Endpoints::OfOnePod(endpoints), ..Plan::default() };
         let sites = numbers.iter().map(|it| self.sites(plan(*it), spreads_calls)).collect::<Result<Vec<_>>>()?;
