@@ -2,6 +2,7 @@
 //! Needs root (CAP_SYS_ADMIN).
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -425,5 +426,29 @@ fn a_connection_that_ends_just_before_another_is_accepted_is_closed() {
     drop(held);
     world.until(|report| report.undetected_connections == 1 && report.http2_connections == 1);
     drop(second);
+    world.until(|report| report.http2_connections == 0);
+}
+
+/// What it sends is read for a while, or our last words would be lost, but not for as long as it likes.
+#[test]
+fn who_goes_on_sending_after_its_connections_end_is_cut_off() {
+    let world = World::with(Patience { silence: HANG, partial: HANG });
+    world.set_endpoints(&[nobody().0]);
+    let mut client = connect(world.pod());
+    // DATA on stream 0.
+    send(&mut client, &[&PREFACE[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0; 9]].concat());
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).unwrap();
+    assert!(heard.ends_with(b"DATA on stream 0"), "no GOAWAY in {heard:02x?}");
+    let mut sent = 0;
+    let error = loop {
+        match client.write(&[0; 16 * 1024]) {
+            Ok(n) => sent += n,
+            Err(error) => break error,
+        }
+        // Many times what fits into the sockets' buffers.
+        assert!(sent < 64 << 20, "it is still listened to");
+    };
+    assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
     world.until(|report| report.http2_connections == 0);
 }

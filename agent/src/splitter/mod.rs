@@ -8,6 +8,7 @@
 
 mod conn;
 mod conns;
+mod control;
 mod dialling;
 mod ending;
 mod flood;

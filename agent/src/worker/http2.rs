@@ -18,6 +18,8 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
 /// destroys our last words.
 const LINGER: Duration = Duration::from_secs(2);
+/// Most bytes that are read of a peer meanwhile. Who sends more has had the time to read our last words.
+const UNHEARD: usize = 64 * 1024;
 
 /// Writes and dials of a flush before the first look at the clock.
 const UNTIMED: u32 = 3;
@@ -36,6 +38,8 @@ pub(super) struct Link {
     ended: bool,
     /// Most bytes that its next turn reads.
     appetite: usize,
+    /// Bytes that came after the splitter was done with it.
+    unheard: usize,
 }
 
 /// What a turn reads of frames as small as calls have them, or of who is new: thousands of frames in one turn are
@@ -67,6 +71,7 @@ impl Link {
             watched: false,
             ended: false,
             appetite: SMALL_TURN,
+            unheard: 0,
         }
     }
 
@@ -142,6 +147,9 @@ impl Worker {
                         } else {
                             link.appetite.max(SMALL_TURN)
                         };
+                    } else {
+                        link.unheard += n;
+                        failed = link.unheard > UNHEARD;
                     }
                 }
                 Took::End => {

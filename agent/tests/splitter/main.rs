@@ -1,5 +1,6 @@
 //! The splitter as a function of bytes: many peers, virtual time, no socket and no sleep. Each failure prints its seed.
 
+mod actor;
 mod budget;
 mod case;
 mod chance;

@@ -7,6 +7,8 @@ pub mod frames;
 pub mod hpack;
 pub mod objects;
 
+#[path = "../../../agent/tests/splitter/actor.rs"]
+pub mod actor;
 #[path = "../../../agent/tests/splitter/case.rs"]
 pub mod case;
 #[path = "../../../agent/tests/splitter/chance.rs"]

@@ -143,7 +143,7 @@ impl Bench {
         let sites = self.sites(Plan::default(), spreads_calls)?;
         let point = |connections| Point {
             name: format!("connections {connections}"),
-            about: format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections"),
+            about: format!("{UNARY}, 4 endpoints, {RATE} calls/s over so many connections, everybody on one CPU"),
             sites: &sites,
             load: Load::unary(CALLS, connections, 10, SMALL).pace(Pace::Even(RATE)),
         };
@@ -157,7 +157,9 @@ impl Bench {
         let sites = numbers.iter().map(|it| self.sites(plan(*it), spreads_calls)).collect::<Result<Vec<_>>>()?;
         let point = |(endpoints, sites): (&usize, _)| Point {
             name: format!("endpoints {endpoints}"),
-            about: format!("{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod)"),
+            about: format!(
+                "{UNARY}, {RATE} calls/s over 10 connections, so many endpoints (addresses of one pod), everybody on one CPU"
+            ),
             sites,
             load: Load::unary(CALLS, 10, 10, SMALL).pace(Pace::Even(RATE)),
         };
