@@ -166,6 +166,7 @@ impl Worker {
         for key in io.conns.keys(|conn| conn.pod == pod) {
             io.conns.remove(key);
         }
+        io.turns.forget(pod);
         self.pods.remove(pod);
     }
 

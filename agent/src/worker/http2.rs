@@ -18,7 +18,7 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long we wait for the peer's end after ours, so that bytes on their way do not turn our close into a reset that
 /// destroys our last words.
 const LINGER: Duration = Duration::from_secs(2);
-/// Most bytes that are read of a peer meanwhile. Who sends more has had the time to read our last words.
+/// Most bytes that are read of the peer meanwhile. Who sends more has had the time to read our last words.
 const UNHEARD: usize = 64 * 1024;
 
 /// Writes and dials of a flush before the first look at the clock.
@@ -38,7 +38,7 @@ pub(super) struct Link {
     ended: bool,
     /// Most bytes that its next turn reads.
     appetite: usize,
-    /// Bytes that came after the splitter was done with it.
+    /// Bytes that came while it lingered.
     unheard: usize,
 }
 
@@ -147,7 +147,7 @@ impl Worker {
                         } else {
                             link.appetite.max(SMALL_TURN)
                         };
-                    } else {
+                    } else if link.phase == Phase::Lingering {
                         link.unheard += n;
                         failed = link.unheard > UNHEARD;
                     }

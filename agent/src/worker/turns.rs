@@ -14,7 +14,7 @@ pub(super) enum Ready {
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     pods: VecDeque<Key>,
-    /// By the pod's index. One that is gone leaves at most keys that find nothing.
+    /// By the pod's index.
     queues: Vec<Queue>,
 }
 
@@ -57,6 +57,12 @@ impl Turns {
         if more || !queue.sockets.is_empty() {
             self.wake(pod);
         }
+    }
+
+    /// The pod is gone. Its place may be another's from now on.
+    pub(super) fn forget(&mut self, pod: Key) {
+        self.pods.retain(|waiting| *waiting != pod);
+        *self.queue(pod) = Queue::default();
     }
 
     /// How many of the pod's sockets wait.
@@ -112,6 +118,19 @@ mod tests {
         turns.push(pod, Ready::Listener(pod));
         assert_eq!((turns.next_pod(), turns.next_pod()), (Some(pod), None));
         assert_eq!(turns.sockets(pod), 1);
+    }
+
+    #[test]
+    fn a_pod_in_the_place_of_another_gets_its_visits() {
+        let (mut turns, mut pods) = (Turns::default(), Arena::new());
+        let gone = pods.insert(());
+        turns.push(gone, Ready::Conn(gone));
+        turns.forget(gone);
+        pods.remove(gone);
+        let next = pods.insert(());
+        assert_eq!((next.index(), turns.sockets(next)), (gone.index(), 0));
+        turns.wake(next);
+        assert_eq!((turns.next_pod(), turns.next_pod()), (Some(next), None));
     }
 
     #[test]
