@@ -137,7 +137,7 @@ mod tests {
     fn a_visit_that_leaves_nothing_is_the_last_one() {
         let (mut turns, mut pods) = (Turns::default(), Arena::new());
         let pod = pods.insert(());
-        let mut visit = |turns: &mut Turns, more| {
+        let visit = |turns: &mut Turns, more| {
             assert_eq!(turns.next_pod(), Some(pod));
             // By what is done in the visit itself.
             turns.wake(pod);
