@@ -217,17 +217,16 @@ impl Splitter {
     /// The pause is over: the connection is read again.
     pub(super) fn end_pause(&mut self, now: Instant, c: u32) {
         let conn = &mut self.conns[c];
+        let id = conn.id;
         if let Some(until) = conn.paused
             && until > now
         {
-            let id = conn.id;
             return self.arm(until, id, DeadlineReason::PauseEnd);
         }
         conn.paused = None;
         if conn.state == State::Open && conn.flood.is_without_end() {
             return self.fail_conn(now, c, Reason::ENHANCE_YOUR_CALM, "a flood without end");
         }
-        let id = conn.id;
         self.outputs.to_write.borrow_mut().push(id);
     }
 }

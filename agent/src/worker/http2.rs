@@ -99,14 +99,13 @@ impl Worker {
             splitter.drain(io.now, None, draining.until);
         }
         conn.kind = Kind::Http2(Link::accepted(id));
-        let pod_key = conn.pod;
         remember(pod, id, key);
-        io.turns.wake(pod_key);
         io.set_alarm(key, None);
         // What has not been read yet gave its edge before.
         io.enqueue(key);
     }
 
+    /// Part of the pod's visit, which flushes what comes of it.
     pub(super) fn link_turn(&mut self, key: Key) {
         let io = &mut self.io;
         let Some(conn) = io.conns.get_mut(key) else { return };
@@ -172,7 +171,6 @@ impl Worker {
             pod.to_write.push_back(key);
             io.read_on(pod, key);
         }
-        io.turns.wake(pod_key);
     }
 
     /// A dial, or a close, took too long.
