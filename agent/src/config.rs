@@ -14,7 +14,6 @@ use tracing_subscriber::EnvFilter;
 
 use crate::duration;
 use crate::intercept::MAX_WORKERS;
-use crate::run::otlp::Collector;
 use crate::splitter::{LimitSetting, Limits, NAMED};
 
 mod look;
@@ -272,6 +271,19 @@ fn grace(text: &str) -> Result<Duration, String> {
     duration::parse(text).ok_or_else(|| "give numbers with ms, s, m or h, up to 24h, such as 30s or 1m30s".into())
 }
 
+/// Where a collector is, as `--otlp` names it: `http://IP:PORT`. No name: the agent's image has no resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collector(pub SocketAddr);
+
+impl Collector {
+    /// From a flag's text.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let address = text.strip_prefix("http://").and_then(|rest| rest.trim_end_matches('/').parse().ok());
+        let cure = "give http://IP:PORT of a collector near the agent, such as http://127.0.0.1:4318; in a pod, its node's by status.hostIP";
+        address.map(Self).ok_or_else(|| cure.to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,6 +375,14 @@ mod tests {
             let error = run(&["--source=/m", argument][usize::from(argument.starts_with("--source"))..]).unwrap_err();
             assert!(error.contains(argument.split('=').next().unwrap()), "{error}");
             assert!(error.contains(cure), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_collector_has_an_address_and_a_port() {
+        assert!(Collector::read("http://127.0.0.1:4318").is_ok() && Collector::read("http://[::1]:4318/").is_ok());
+        for bad in ["127.0.0.1:4318", "https://1.2.3.4:1", "http://1.2.3.4", "http://otel:1", "http://1.2.3.4:1/v1"] {
+            assert!(Collector::read(bad).unwrap_err().contains("http://127.0.0.1:4318"), "{bad}");
         }
     }
 

@@ -115,7 +115,8 @@ async fn serve(config: &Run, mut log: LogFilter) -> Result<()> {
     // Declared last and so dropped first: on every way out the links close before the listeners.
     let mut intercept = intercept;
     let mut state = State::Scanning;
-    let mut taps: Vec<TapRequest> = access_log::start(config)?.into_iter().chain(otlp::start(config)).collect();
+    let mut taps: Vec<TapRequest> =
+        access_log::start(config)?.into_iter().chain(config.otlp.map(otlp::start)).collect();
     taps.iter().for_each(|tap| workers.tap(tap));
     let mut drained = None;
     loop {

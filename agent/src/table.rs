@@ -16,6 +16,7 @@ mod endpoints;
 mod part;
 mod pods;
 mod problem;
+mod reason;
 mod select;
 mod store;
 #[cfg(test)]
@@ -25,7 +26,8 @@ pub use catalog::{Built, Catalog, Change, Changes};
 pub use endpoints::misplaced;
 pub use pods::Pods;
 pub use problem::{Place, Problem, Problems};
-pub use select::{LeftAlone, Reason};
+pub use reason::Reason;
+pub use select::LeftAlone;
 pub use store::Update;
 
 /// How an endpoint is chosen for a stream.

@@ -3,7 +3,6 @@
 //! client's own. The traceparent itself crosses untouched, so that the server's span stays the client's child. What the
 //! collector does not take in time is lost and counted, and no call waits.
 
-use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::{sleep, timeout};
 
-use crate::config::Run;
+use crate::config::Collector;
 use crate::splitter::{CallRecord, Depth, TapEvent};
 use crate::worker::{TapFilter, TapLine, TapRequest};
 
@@ -29,26 +28,12 @@ const GATHER: Duration = Duration::from_secs(1);
 /// A collector that takes longer is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where a collector is, as `--otlp` names it: `http://IP:PORT`. No name: the agent's image has no resolver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Collector(SocketAddr);
-
-impl Collector {
-    /// From a flag's text.
-    pub fn read(text: &str) -> Result<Self, String> {
-        let address = text.strip_prefix("http://").and_then(|rest| rest.trim_end_matches('/').parse().ok());
-        let cure = "give http://IP:PORT of a collector near the agent, such as http://127.0.0.1:4318; in a pod, its node's by status.hostIP";
-        address.map(Self).ok_or_else(|| cure.to_owned())
-    }
-}
-
-/// None: there is no collector. To be called within a runtime.
-pub(super) fn start(config: &Run) -> Option<TapRequest> {
-    let collector = config.otlp?;
+/// To be called within a runtime.
+pub(super) fn start(collector: Collector) -> TapRequest {
     let (sink, lines) = mpsc::channel(LINES);
     tokio::spawn(export(collector, lines));
     let depth = Depth { share: 1.0, metadata: false, frames: false };
-    Some(TapRequest { filter: TapFilter::default(), depth, sink })
+    TapRequest { filter: TapFilter::default(), depth, sink }
 }
 
 async fn export(collector: Collector, mut lines: Receiver<TapLine>) {
@@ -219,14 +204,6 @@ mod tests {
             Some(&*TRACEPARENT.replace("00-0a", "ff-0a")),
         ] {
             assert!(super::span(&line(other, b"0")).is_none(), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn a_collector_has_an_address_and_a_port() {
-        assert!(Collector::read("http://127.0.0.1:4318").is_ok() && Collector::read("http://[::1]:4318/").is_ok());
-        for bad in ["127.0.0.1:4318", "https://1.2.3.4:1", "http://1.2.3.4", "http://otel:1", "http://1.2.3.4:1/v1"] {
-            assert!(Collector::read(bad).unwrap_err().contains("http://127.0.0.1:4318"), "{bad}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::object::{AddressType, EndpointSlice, Hints, Key, Kind, Protocol, SliceAddress, SliceEndpoint};
 use super::problem::{Place, Problem};
-use super::select::Reason;
+use super::reason::Reason;
 use super::{Endpoint, Scope};
 use crate::addr::EndpointAddr;
 

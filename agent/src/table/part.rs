@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::endpoints::{self, Chosen, Here};
 use super::object::{EndpointSlice, InternalTrafficPolicy, Object, Service as Manifest};
 use super::problem::Problem;
-use super::select::{self, Reason, Word};
+use super::reason::Reason;
+use super::select::{self, Word};
 use super::{Balancing, ServicePortName, balancing};
 use crate::addr::ServiceAddr;
 

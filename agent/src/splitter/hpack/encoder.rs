@@ -6,9 +6,10 @@
 
 use std::rc::Rc;
 
+use super::ENTRY_OVERHEAD;
 use super::known::KnownBlocks;
 use super::list::{Field, HeaderList, Literal};
-use super::table::{ENTRY_OVERHEAD, Entry, FieldHash, Table};
+use super::table::{Entry, FieldHash, Table};
 use super::{Indexing, integer, static_table};
 
 /// The table size of RFC 7541 with which a connection starts, and the most we use of what a peer offers: more would cost memory for

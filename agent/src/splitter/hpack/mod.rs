@@ -26,6 +26,9 @@ pub use encoder::Encoder;
 pub use known::CommonLists;
 pub use list::{FieldView, HeaderList};
 
+/// What RFC 7541 §4.1 counts for an entry beside its bytes; RFC 9113 §6.5.2 counts the same for a field of a list.
+const ENTRY_OVERHEAD: usize = 32;
+
 /// What a field's name means to the splitter; found once, when the name is first decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Name {

@@ -162,7 +162,7 @@ static SIZES: [u16; LEN + 1] = {
     let mut sizes = [0; LEN + 1];
     let mut row = 0;
     while row < LEN {
-        sizes[row + 1] = (FIELDS[row].name.len() + FIELDS[row].value.len() + super::table::ENTRY_OVERHEAD) as u16;
+        sizes[row + 1] = (FIELDS[row].name.len() + FIELDS[row].value.len() + super::ENTRY_OVERHEAD) as u16;
         row += 1;
     }
     sizes

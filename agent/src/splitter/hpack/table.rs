@@ -9,10 +9,8 @@ use std::rc::Rc;
 
 use rustc_hash::FxHasher;
 
+use super::ENTRY_OVERHEAD;
 use super::static_table::{self, NameInfo};
-
-/// What RFC 7541 §4.1 counts for an entry beside its bytes; RFC 9113 §6.5.2 counts the same for a field of a list.
-pub(super) const ENTRY_OVERHEAD: usize = 32;
 
 /// One interned field; immutable, its name and value judged once.
 pub(super) struct Entry {

@@ -9,17 +9,14 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, Unexpected, Visitor};
 
 use super::intern::Interner;
-use super::slice::{Hints, Place};
 
 thread_local! {
     // Of the thread that reads: a source has one.
     static NAMES: RefCell<Interner<str>> = RefCell::new(Interner::new());
-    static HINTS: RefCell<Interner<Hints>> = RefCell::new(Interner::new());
-    static PLACES: RefCell<Interner<Place>> = RefCell::new(Interner::new());
 }
 
 /// A name that many objects have: held once.
-struct Name(Arc<str>);
+pub(super) struct Name(pub(super) Arc<str>);
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
@@ -57,32 +54,6 @@ pub(super) fn default_namespace() -> Arc<str> {
 
 pub(super) fn namespace<'de, D: Deserializer<'de>>(de: D) -> Result<Arc<str>, D::Error> {
     Ok(optional_interned(de)?.filter(|it| !it.is_empty()).unwrap_or_else(default_namespace))
-}
-
-/// Few combinations of hints are many endpoints' own.
-pub(super) fn hints<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Arc<Hints>>, D::Error> {
-    #[derive(Deserialize)]
-    struct For {
-        name: Name,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Written {
-        #[serde(default)]
-        for_zones: Option<Vec<For>>,
-        #[serde(default)]
-        for_nodes: Option<Vec<For>>,
-    }
-    let names = |written: Option<Vec<For>>| written.unwrap_or_default().into_iter().map(|it| it.name.0).collect();
-    let Some(written) = Option::<Written>::deserialize(de)? else { return Ok(None) };
-    let hints = Hints { zones: names(written.for_zones), nodes: names(written.for_nodes) };
-    Ok((hints != Hints::default()).then(|| HINTS.with_borrow_mut(|known| known.get(hints))))
-}
-
-/// As few as there are nodes.
-pub(super) fn place(node: Option<Arc<str>>, zone: Option<Arc<str>>) -> Option<Arc<Place>> {
-    let place = Place { node, zone };
-    (place != Place::default()).then(|| PLACES.with_borrow_mut(|known| known.get(place)))
 }
 
 pub(super) fn finished<'de, D: Deserializer<'de>>(de: D) -> Result<bool, D::Error> {

@@ -1,6 +1,7 @@
 //! An EndpointSlice as the API has it. A cluster has a hundred thousand endpoints and each is in memory: an endpoint is
 //! small, and names that many endpoints share are held once.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -9,8 +10,15 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Unexpected};
 
-use super::read::{hints, interned_or_empty, null_is_default, optional_interned, optional_port, place};
+use super::intern::Interner;
+use super::read::{Name, interned_or_empty, null_is_default, optional_interned, optional_port};
 use super::{Metadata, Protocol};
+
+thread_local! {
+    // Of the thread that reads: a source has one.
+    static HINTS: RefCell<Interner<Hints>> = RefCell::new(Interner::new());
+    static PLACES: RefCell<Interner<Place>> = RefCell::new(Interner::new());
+}
 
 /// Some of a Service's endpoints, all of one address family.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -113,6 +121,32 @@ impl From<Written> for SliceEndpoint {
         });
         Self { addresses, conditions, target, place: place(node_name, zone), hints }
     }
+}
+
+/// Few combinations of hints are many endpoints' own.
+fn hints<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Arc<Hints>>, D::Error> {
+    #[derive(Deserialize)]
+    struct For {
+        name: Name,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Written {
+        #[serde(default)]
+        for_zones: Option<Vec<For>>,
+        #[serde(default)]
+        for_nodes: Option<Vec<For>>,
+    }
+    let names = |written: Option<Vec<For>>| written.unwrap_or_default().into_iter().map(|it| it.name.0).collect();
+    let Some(written) = Option::<Written>::deserialize(de)? else { return Ok(None) };
+    let hints = Hints { zones: names(written.for_zones), nodes: names(written.for_nodes) };
+    Ok((hints != Hints::default()).then(|| HINTS.with_borrow_mut(|known| known.get(hints))))
+}
+
+/// As few as there are nodes.
+fn place(node: Option<Arc<str>>, zone: Option<Arc<str>>) -> Option<Arc<Place>> {
+    let place = Place { node, zone };
+    (place != Place::default()).then(|| PLACES.with_borrow_mut(|known| known.get(place)))
 }
 
 /// `hints` of an endpoint: the zones and Nodes whose clients are to use it. Made of `trafficDistribution`.
