@@ -89,7 +89,8 @@ pub(crate) fn on_signal(remove: Option<Remove>) -> Result<()> {
 }
 
 /// Returns unless a signal is just ending this process: who would end it first waits here.
-pub(crate) fn wait_for_cleaner() {
+pub fn wait_for_cleaner() {
+    drop(nodes());
     drop(ELSE.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
@@ -171,6 +172,7 @@ fn install() -> Result<()> {
         }
         // Held to the end: no thread makes another node, and none that fails for want of its node ends the process first.
         let nodes = nodes();
+        let _ = writeln!(io::stderr(), "testbed: interrupted; removing what was made here");
         for node in nodes.values() {
             if let Err(error) = node.remove_what_is_there() {
                 complain(&error);

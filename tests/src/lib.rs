@@ -24,6 +24,7 @@ mod tap;
 
 pub use agent::{Agent, AgentBuilder, Response};
 pub use cgroup::{Driver, Qos};
+pub use cleanup::wait_for_cleaner;
 pub use clients::set_up_client;
 pub use cluster::{Cluster, KubeNode};
 pub use image::Image;

@@ -28,8 +28,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// Worker threads of the agent
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let [without, with] = services.each_ref().map(Service::address4);
 
     step("starting the agent");
-    let mut agent = node.agent().binary(programs.join("sluice-agent")).workers(options.workers).start()?;
+    let mut agent = node.agent().binary(programs.join("sluice-agent")).workers(options.workers.into()).start()?;
 
     step(&format!("calling {} times each way, one connection each", options.rpcs));
     let expected: Vec<_> = backends.pods.iter().map(|pod| format!("{}:{PORT}", pod.ip4())).collect();
@@ -69,6 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .arg(std::path::absolute(&report)?.join("report.html"))
         .status()?;
     if !status.success() {
+        testbed::wait_for_cleaner();
         let kept = scene::keep_agent(&mut agent, &report).and_then(|()| backends.keep_logs(&report));
         if let Err(error) = kept {
             step(&format!("the report lacks what the agent and the backends say: {error:#}"));

@@ -1,6 +1,8 @@
 //! What tasks need of the machine they run on: root, Debian packages, cargo. In: what is needed; out: it is there, or an
 //! error that says what to do. Says on standard error what takes long.
 
+use std::fs::{self, OpenOptions};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +15,22 @@ pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
 /// A line about what begins now and may take a while.
 pub(crate) fn step(text: &str) {
     eprintln!("xtask: {text}");
+}
+
+/// Fails unless all of these files can be written, before the work whose result they shall hold; what is in them stays.
+pub(crate) fn can_write<'a>(files: impl IntoIterator<Item = &'a Option<PathBuf>>) -> Result<()> {
+    for file in files.into_iter().flatten() {
+        let is_new = !file.exists();
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        if is_new {
+            fs::remove_file(file).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless root, before anything slow begins. `task` is the command as typed.
@@ -107,7 +125,11 @@ fn build(packages: &[&str], args: &[&str], flags: &str) -> Result<()> {
     let kind = if flags.is_empty() { "" } else { "static, " };
     step(&format!("building {} ({kind}release; some minutes the first time)", packages.join(" and ")));
     let mut command = cargo();
-    command.args(["build", "--release", "--quiet"]).args(args);
+    command.args(["build", "--release"]).args(args);
+    // Who watches sees how far it is.
+    if !std::io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
     for package in packages {
         command.args(["--package", package]);
     }
@@ -143,4 +165,24 @@ pub(crate) fn target() -> PathBuf {
     let own = std::env::current_exe().ok();
     let found = own.as_deref().and_then(|path| path.ancestors().nth(2));
     found.map_or_else(|| workspace().join("target"), Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_tried_before_the_work_and_left_as_they_were() {
+        let folder = std::env::temp_dir().join(format!("xtask-files-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (old, new) = (folder.join("old"), folder.join("new"));
+        fs::write(&old, "kept").unwrap();
+        can_write([&Some(old.clone()), &Some(new.clone()), &None]).unwrap();
+        assert!(fs::read_to_string(&old).unwrap() == "kept" && !new.exists());
+        for bad in [folder.clone(), folder.join("no/such")] {
+            let error = can_write([&Some(bad.clone())]).unwrap_err().to_string();
+            assert!(error.contains(&*bad.to_string_lossy()), "{error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -73,6 +73,8 @@ fn main() -> ExitCode {
     match run(Cli::parse().task) {
         Ok(code) => code,
         Err(error) => {
+            // An interrupt breaks much at once, and is told by itself.
+            testbed::wait_for_cleaner();
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }

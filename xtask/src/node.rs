@@ -16,17 +16,17 @@ use crate::scene::{self, Backends};
 #[derive(Args)]
 pub(crate) struct Options {
     /// Backend pods
-    #[arg(long, default_value_t = 3)]
-    endpoints: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    endpoints: u16,
     /// What serves in each backend pod, for `sh -c`; {pod}, {ip} and {port} are replaced, $POD_NAME, $POD_IP and $PORT
     /// are set, `loadtest` is in $PATH [default: loadtest server]
     #[arg(long, value_name = "CMD")]
     backend: Option<String>,
     /// Where the backends listen, and the Service's port
-    #[arg(long, default_value_t = 50051)]
+    #[arg(long, default_value_t = 50051, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Client pods; COMMAND runs in each at once, the first has the standard input
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     client_pods: u16,
     /// Without sluice: kube-proxy alone
     #[arg(long)]
@@ -35,8 +35,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// Worker threads of the agent
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
     /// Where the agent's status.json, metrics.txt and agent.log and the backends' logs go
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -64,10 +64,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
     step(&format!("making a node with {} backend and {} client pods", options.endpoints, options.client_pods));
     let node = Node::new()?;
-    let backends = Backends::start(&node, "backend", options.endpoints, options.port, |pod| match &options.backend {
-        Some(command) => own_backend(pod, command, options.port).env("PATH", &path),
-        None => scene::echo_server(pod, &loadtest, options.port),
-    })?;
+    let backends =
+        Backends::start(&node, "backend", options.endpoints.into(), options.port, |pod| match &options.backend {
+            Some(command) => own_backend(pod, command, options.port).env("PATH", &path),
+            None => scene::echo_server(pod, &loadtest, options.port),
+        })?;
     let service = node.service(ServiceSpec::grpc("sluice-service", options.port))?;
     backends.pods.iter().try_for_each(|pod| service.add_endpoint(pod))?;
     let clients: Vec<_> = (1..=options.client_pods).map(|i| node.pod(format!("client-{i}"))).collect::<Result<_>>()?;
@@ -75,7 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         None
     } else {
         step("starting the agent");
-        let agent = node.agent().binary(programs.join("sluice-agent")).workers(options.workers);
+        let agent = node.agent().binary(programs.join("sluice-agent")).workers(options.workers.into());
         Some(agent.admin_ip(node.ip4()).start()?)
     };
 

@@ -20,14 +20,27 @@ use hooks::Hooks;
 
 const ENDPOINTS: usize = 5;
 const PORT: u16 = 50051;
+/// What `loadtest scenarios` has; a word of several means all of them.
+const NAMES: [&str; 10] = [
+    "equal",
+    "slow",
+    "failing",
+    "failing-trailers-only",
+    "failing-after-headers",
+    "black-hole",
+    "flapping",
+    "roll-out",
+    "bursts",
+    "streams",
+];
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// Scenarios [default: all]; `loadtest scenarios --help` says what they are
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = NAMES)]
     names: Vec<String>,
     /// How long each run of a scenario lasts
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(4..=3600))]
     seconds: u64,
     /// What the calls go through
     #[arg(
@@ -38,11 +51,11 @@ pub(crate) struct Options {
     )]
     via: Vec<Via>,
     /// Calls per second in the mean [default: 60 % of what the pods can do]
-    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
     /// How many calls a pod works on at a time
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    slots: usize,
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    slots: u32,
     /// How long a pod works on a call
     #[arg(long, value_name = "DURATION", default_value = "5ms")]
     service_time: String,
@@ -97,8 +110,15 @@ impl Via {
     }
 }
 
+/// As `loadtest` takes it, said before anything slow begins.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.001..=10_000_000.0).contains(rate));
+    rate.ok_or_else(|| "write calls per second from 0.001 to 10000000, without a unit".into())
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     host::need_root("scenarios")?;
+    host::can_write([&options.json, &options.html])?;
     host::need_tools(&[("ip", "iproute2"), ("nft", "nftables")])?;
     let with_envoy = options.via.iter().any(|via| via.service().is_none());
     let envoy_program = if with_envoy { envoy::install()? } else { None };
@@ -178,6 +198,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     )?;
     let status = process.wait()?;
     if !status.success() {
+        testbed::wait_for_cleaner();
         let report = host::target().join("scenarios");
         scene::report_folder(&report)?;
         if let Some(agent) = &mut agent {

@@ -13,6 +13,8 @@ use crate::host::step;
 
 /// How long a backend may take until it listens; a JVM needs seconds.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
+/// Who waits longer is told for what.
+const TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// Pods with a server in each. Dropping it ends them.
 pub(crate) struct Backends {
@@ -41,9 +43,7 @@ impl Backends {
             started.logs.push(log);
         }
         for (pod, (server, log)) in started.pods.iter().zip(started.servers.iter_mut().zip(&started.logs)) {
-            if let Err(error) = wait_listening(pod, server, port) {
-                bail!("{error:#}; it said:\n{}", fs::read_to_string(log).unwrap_or_default().trim_end());
-            }
+            wait_listening(pod, server, log, port)?;
         }
         Ok(started)
     }
@@ -58,16 +58,25 @@ impl Backends {
     }
 }
 
-/// Until the pod's server listens; an error as soon as it has ended instead.
-fn wait_listening(pod: &Pod, server: &mut Process, port: u16) -> Result<()> {
-    let deadline = Instant::now() + LISTENS_WITHIN;
-    while let Err(error) = pod.wait_listening(port, Duration::from_secs(1)) {
-        if let Some(status) = server.try_wait()? {
-            bail!("the backend of pod {} ended: {status}", pod.name());
-        }
-        if Instant::now() > deadline {
-            return Err(error);
-        }
+/// Until the pod's server listens; an error as soon as it has ended instead, with what it said.
+pub(crate) fn wait_listening(pod: &Pod, server: &mut Process, log: &Path, port: u16) -> Result<()> {
+    let began = Instant::now();
+    let mut told = false;
+    while pod.wait_listening(port, Duration::from_secs(1)).is_err() {
+        let what = match server.try_wait()? {
+            Some(status) => format!("the server of pod {} ended: {status}", pod.name()),
+            None if began.elapsed() > LISTENS_WITHIN => {
+                let limit = LISTENS_WITHIN.as_secs();
+                format!("nothing listens on {}:{port} of pod {} after {limit} s", pod.ip4(), pod.name())
+            }
+            None => {
+                if !std::mem::replace(&mut told, began.elapsed() > TOLD_AFTER) && told {
+                    step(&format!("waiting until pod {} listens on port {port}", pod.name()));
+                }
+                continue;
+            }
+        };
+        bail!("{what}; it said:\n{}", fs::read_to_string(log).unwrap_or_default().trim_end());
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ pub const CODES: [&str; 17] = [
 pub const HTTP_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 const UNKNOWN: u8 = 2;
+const RESOURCE_EXHAUSTED: u8 = 8;
 const UNIMPLEMENTED: u8 = 12;
 const INTERNAL: u8 = 13;
 
@@ -81,7 +82,7 @@ impl Ended {
             0x5 => UNKNOWN,
             0x7 => 14,
             0x8 => 1,
-            0xb => 8,
+            0xb => RESOURCE_EXHAUSTED,
             0xc => 7,
             _ => INTERNAL,
         })
@@ -90,6 +91,8 @@ impl Ended {
     /// Whether it speaks of something that is broken or too slow, and not of what was asked for.
     pub fn is_failure(self) -> bool {
         match self {
+            // An application that says RESOURCE_EXHAUSTED has a quota; else it is a limit on the way.
+            Ended::Grpc { code: RESOURCE_EXHAUSTED, said } => !said,
             Ended::Grpc { code, .. } => matches!(code, UNKNOWN | 4 | INTERNAL | 14 | 15),
             Ended::Http(status) => status >= 500,
         }

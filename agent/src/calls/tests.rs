@@ -79,3 +79,9 @@ fn a_status_is_what_the_client_reports() {
     assert_eq!((code(Ended::of_reset(7)), code(Ended::of_reset(2))), ("UNAVAILABLE", "INTERNAL"));
     assert_eq!((code(Ended::of_reset(8)), code(Ended::of_reset(0xb))), ("CANCELLED", "RESOURCE_EXHAUSTED"));
 }
+
+#[test]
+fn a_limit_on_the_way_is_a_failure_and_an_applications_quota_is_none() {
+    assert!(Ended::of_own(b"8").is_failure() && Ended::of_reset(0xb).is_failure());
+    assert!(!Ended::of_grpc(b"8").is_failure());
+}

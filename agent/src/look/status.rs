@@ -40,6 +40,7 @@ pub(super) fn text(page: &Value, all: bool, narrowed: bool, paint: Paint) -> Str
     text += &pods(page, narrowed, paint);
     text += &not_served(page, all, paint);
     text += &not_spread(page, paint);
+    text += &limits(page, paint);
     text += &left_alone(page, all, paint);
     text += &problems(page, paint);
     text
@@ -294,6 +295,23 @@ fn not_spread(page: &Value, paint: Paint) -> String {
     text
 }
 
+fn limits(page: &Value, paint: Paint) -> String {
+    let mut text = String::new();
+    for pod in list(&page["pods"]) {
+        let limited = pod["traffic"]["limited"].as_object();
+        let reached = limited.into_iter().flatten().filter(|(_, times)| number(times) > 0.0);
+        let reached: Vec<_> = reached.map(|(name, times)| format!("{name} {}", count(number(times)))).collect();
+        if !reached.is_empty() {
+            text += &format!("  {}: {}\n", pod["name"].as_str().unwrap_or("?"), paint.warn(&reached.join(", ")));
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    let cure = "mend the pod or what it talks to; `sluice-agent run --help` says what each is, and --limit NAME=VALUE changes it";
+    format!("\n{}\n{text}{}", paint.bold("Limits reached, and how often"), paint.dim(&format!("    cure: {cure}\n")))
+}
+
 fn left_alone(page: &Value, all: bool, paint: Paint) -> String {
     const SHOWN: usize = 10;
     let ports = list(&page["left_alone"]);
@@ -358,7 +376,7 @@ mod tests {
                 { "name": "shop/idle:grpc", "address": "10.96.0.11:50051", "policy": "ewma", "scope": "all", "calls": null, "endpoints": [] }],
             "left_alone": [{ "name": "shop/db", "address": null, "reason": "headless", "cure": "give it a ClusterIP" }],
             "pods": [{ "uid": "u", "name": "shop/web", "opted_out": false,
-              "traffic": { "accepted": 1, "streams": 200, "ejected": [1], "http2_connections": 5,
+              "traffic": { "accepted": 1, "streams": 200, "ejected": [1], "http2_connections": 5, "limited": { "header-list": 3, "pings": 0 },
                 "endpoints": [{ "address": "10.1.0.1:8080", "connections": 3 }, { "address": "10.1.0.2:8080", "connections": 1 }] } }],
             "not_served": [{ "uid": "h", "name": "shop/host", "reason": "hostNetwork: it has none", "cure": "without it" },
               { "uid": "i", "name": "shop/other", "reason": "hostNetwork: it has none", "cure": "without it" }],
@@ -385,6 +403,7 @@ mod tests {
             "shop.Cart/Add",
             "OK 199, UNAVAILABLE 1",
             "shop/web → shop/db, 2 open: headless\n    cure: dial a ClusterIP",
+            "\nLimits reached, and how often\n  shop/web: header-list 3\n    cure: ",
             "shop/db  -: headless\n    cure: give it a ClusterIP",
             "Service shop/cart: f: is wrong\n    cure: mend it",
             "\n1 more Service port is redirected, and no pod of this node has called it yet (--all lists it).\n",

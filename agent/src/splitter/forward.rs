@@ -60,7 +60,7 @@ impl Splitter {
     /// The pod holds far more than it may. If this stream adds to that, it ends; one whose bytes go on does not.
     pub(super) fn shed(&mut self, now: Instant, key: PairKey, to: Face) {
         if self.pairs.get(key).is_some_and(|pair| !pair.side(to).pending().is_empty()) {
-            self.fail(now, key, Status::ResourceExhausted, "too many bytes of this pod wait for their receivers");
+            self.fail(now, key, Status::ResourceExhausted, "bytes that wait in this pod exceed pod-budget, a limit");
         }
     }
 

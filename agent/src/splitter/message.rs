@@ -5,6 +5,9 @@
 use super::hpack::{HeaderList, Indexing, Name};
 use crate::calls::Ended;
 
+/// What is said of headers and trailers that are too large.
+pub(super) const TOO_LARGE: &str = "headers exceed header-list or header-fields, limits of sluice";
+
 /// What is wrong with a message: a stream error of type PROTOCOL_ERROR (RFC 9113 §8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) &'static str);

@@ -62,7 +62,7 @@ impl Splitter {
         }
         if section.too_large {
             let grpc = message::request(&self.list).is_ok_and(|request| request.grpc);
-            let list = self.answer(c, stream, grpc, Status::ResourceExhausted, "request headers exceed the limit");
+            let list = self.answer(c, stream, grpc, Status::ResourceExhausted, message::TOO_LARGE);
             self.recycle(list);
             if !section.end_stream {
                 self.conns[c].reset(stream, Reason::NO_ERROR);
@@ -152,7 +152,7 @@ impl Splitter {
         let beyond = endpoint.is_open() && self.list.size() > self.conns[endpoint.conn].peer.max_list
             || self.heads_held + self.list.size() > self.limits.waiting_heads;
         if section.too_large || beyond {
-            self.fail(now, key, Status::ResourceExhausted, "request trailers exceed the limit");
+            self.fail(now, key, Status::ResourceExhausted, message::TOO_LARGE);
             return Ok(());
         }
         let fields = self.keep_list();

@@ -36,7 +36,7 @@ impl Splitter {
             return Ok(());
         }
         if section.too_large {
-            self.fail(now, key, Status::ResourceExhausted, "response headers exceed the limit");
+            self.fail(now, key, Status::ResourceExhausted, message::TOO_LARGE);
             return Ok(());
         }
         let Some(pair) = self.pairs.get(key) else { return Ok(()) };
@@ -99,7 +99,7 @@ impl Splitter {
         } else {
             if self.heads_held + self.list.size() > self.limits.waiting_heads {
                 self.stats.limited.count(Bound::WaitingHeads);
-                self.fail(now, key, Status::ResourceExhausted, "trailers that wait exceed the limit");
+                self.fail(now, key, Status::ResourceExhausted, "trailers that wait exceed waiting-heads, a limit");
                 return Ok(());
             }
             let fields = self.keep_list();

@@ -171,6 +171,11 @@ impl Splitter {
         }));
     }
 
+    /// The call that began last of those that are looked at; none: nobody looks.
+    pub fn last_tapped(&self) -> Option<CallId> {
+        self.tap.as_ref().map(|tap| tap.next)
+    }
+
     /// The next event; none: all are taken.
     pub fn poll_tap(&mut self) -> Option<TapEvent> {
         let tap = self.tap.as_mut()?;
@@ -376,6 +381,18 @@ impl FrameSeen {
 }
 
 impl TapEvent {
+    /// The call that it is about.
+    pub fn call(&self) -> Option<CallId> {
+        match self {
+            TapEvent::Request { call, .. } | TapEvent::Response { call, .. } | TapEvent::Trailers { call, .. } => {
+                Some(*call)
+            }
+            TapEvent::End(record) => Some(record.call),
+            TapEvent::Frame(frame) => frame.call,
+            TapEvent::Lost(_) => None,
+        }
+    }
+
     /// About what it takes beyond a fixed size.
     fn bytes(&self) -> usize {
         match self {

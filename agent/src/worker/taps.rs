@@ -49,6 +49,8 @@ pub(super) struct Taps {
 
 struct Session {
     request: TapRequest,
+    /// The last call of each pod that had begun before this session, while others looked.
+    last_before: HashMap<Key, CallId>,
     /// Calls that were judged when they began, and whether they are looked at.
     judged: HashMap<(Key, CallId), bool>,
     lost: u64,
@@ -117,6 +119,11 @@ impl Session {
         let mut judge = |service, path: &str| {
             filter.takes_service(service) && filter.takes_path(path) && rng.f32() * share <= depth.share
         };
+        if let Some(call) = event.call()
+            && self.last_before.get(&pod).is_some_and(|last| call <= *last)
+        {
+            return false;
+        }
         match event {
             TapEvent::Request { call, service, path, .. } => {
                 let wanted = judge(service, path);
@@ -153,7 +160,13 @@ impl Session {
 
 impl Worker {
     pub(super) fn begin_tap(&mut self, request: TapRequest) {
-        self.taps.sessions.push(Session { request, judged: HashMap::new(), lost: 0 });
+        let splitters = self.pods.keys(|pod| pod.splitter.is_some()).into_iter();
+        let last_before = splitters.filter_map(|key| {
+            let splitter = self.pods.get(key)?.splitter.as_ref()?;
+            Some((key, splitter.last_tapped()?))
+        });
+        let last_before = last_before.collect();
+        self.taps.sessions.push(Session { request, last_before, judged: HashMap::new(), lost: 0 });
         self.set_taps();
     }
 

@@ -141,18 +141,27 @@ impl<'a> Trouble<'a> {
     /// From the beginning of the first bad time until a window in which hardly any call is the bad pod's.
     fn avoided_after(&self) -> Option<Duration> {
         let (from, to) = *self.times.first()?;
-        self.first_window(from, to, |share| share < AVOIDED * self.equal_share, 1)
+        let avoided = |from, to| self.share_of(from, to).is_some_and(|share| share < AVOIDED * self.equal_share);
+        self.first_window(from, to, avoided, 1)
     }
 
-    /// From the end of the last bad time until a window in which the pod has a good part of its share.
+    /// From the end of the last bad time until a window in which the pod has a good part of its share, from the beginning
+    /// on: what comes late in a window is not back when the window begins.
     fn back_after(&self) -> Option<Duration> {
         let (_, healed) = *self.times.last()?;
-        self.first_window(healed, self.length, |share| share >= BACK * self.equal_share, 0)
+        let back = |from, to| self.share_of(from, to).is_some_and(|share| share >= BACK * self.equal_share);
+        self.first_window(healed, self.length, |from, to| back(from, to) && back(from, from + (to - from) / 10), 0)
     }
 
     /// How long after `from` the first window begins that passes. Windows begin at `from`, at each of the pod's calls
     /// (`after` = 0) or right after each of them (1).
-    fn first_window(&self, from: Duration, to: Duration, passes: impl Fn(f64) -> bool, after: u64) -> Option<Duration> {
+    fn first_window(
+        &self,
+        from: Duration,
+        to: Duration,
+        passes: impl Fn(Duration, Duration) -> bool,
+        after: u64,
+    ) -> Option<Duration> {
         let window = WINDOW.min(to.saturating_sub(from) / 2);
         if window.is_zero() {
             return None;
@@ -160,11 +169,14 @@ impl<'a> Trouble<'a> {
         let own = self.calls.iter().filter(|(call, is_bad)| *is_bad && call.due >= from).map(|(call, _)| call.due);
         let begins = std::iter::once(from).chain(own.map(|due| due + Duration::from_nanos(after)));
         let mut fitting = begins.take_while(|begin| *begin + window <= to);
-        let first = fitting.find(|&begin| {
-            let (bad, all) = self.count(begin, begin + window);
-            all > 0 && passes(share(bad, all))
-        })?;
+        let first = fitting.find(|&begin| passes(begin, begin + window))?;
         Some(first - from)
+    }
+
+    /// The bad pod's share of the calls that were due then. None: there were none.
+    fn share_of(&self, from: Duration, to: Duration) -> Option<f64> {
+        let (bad, all) = self.count(from, to);
+        (all > 0).then(|| share(bad, all))
     }
 
     /// The bad pod's calls and all calls that were due then.

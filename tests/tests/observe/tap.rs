@@ -175,6 +175,28 @@ fn tap_shows_metadata_but_nothing_that_may_be_a_secret() -> Result<()> {
 }
 
 #[test]
+fn a_call_that_began_while_only_others_looked_is_not_shown_in_part() -> Result<()> {
+    let scene = Scene::new()?;
+    let first = scene.cli().tap(&[])?;
+    let connection = scene.clients[0].connect(scene.shop.address4())?;
+    let open = connection.open("/shop.Cart/Before", &[])?;
+    // Nothing tells when the agent has it but another call behind it.
+    connection.call(ADD, &[])?;
+    ends(&first, 1)?;
+    let second = scene.cli().tap(&["--metadata", "--frames"])?;
+    open.end()?;
+    connection.call(ADD, &[])?;
+    ends(&first, 3)?;
+    ends(&second, 1)?;
+    let events = second.events()?;
+    let of_calls: Vec<_> =
+        events.iter().filter(|(_, it)| it["event"] != "frame").map(|(_, it)| it["event"].as_str()).collect();
+    ensure!(of_calls == ["request", "response", "trailers", "end"].map(Some), "{events:?}");
+    ensure!(all(&ends(&first, 3)?, "path") == BTreeSet::from(["/shop.Cart/Before", ADD]));
+    Ok(())
+}
+
+#[test]
 fn tap_shows_the_frames_of_both_sides_in_the_order_of_a_call() -> Result<()> {
     let scene = Scene::new()?;
     let (json, text) = (scene.cli().tap(&["--frames"])?, scene.cli().tap_text(&["--frames"])?);

@@ -9,13 +9,36 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::host::{self, step};
 
-/// The commit's short name, and its agent.
-pub(crate) fn agent(commit: &str) -> Result<(String, PathBuf)> {
-    let name = git(&["rev-parse", "--short", "--verify", "--end-of-options", &format!("{commit}^{{commit}}")])?;
+/// One that git knows.
+pub(crate) struct Commit {
+    short: String,
+}
+
+impl Commit {
+    pub(crate) fn find(commit: &str) -> Result<Self> {
+        let words = ["rev-parse", "--short", "--verify", "--end-of-options", &format!("{commit}^{{commit}}")];
+        let short = git(&words).with_context(|| {
+            format!("--against {commit}: no commit of that name here; `git log --oneline` shows some")
+        })?;
+        Ok(Self { short })
+    }
+
+    /// Its short name.
+    pub(crate) fn name(&self) -> &str {
+        &self.short
+    }
+
+    /// Its agent.
+    pub(crate) fn agent(&self) -> Result<PathBuf> {
+        build(&self.short)
+    }
+}
+
+fn build(name: &str) -> Result<PathBuf> {
     let folder = host::target().join("against");
-    let program = folder.join(&name).join("sluice-agent");
+    let program = folder.join(name).join("sluice-agent");
     if program.is_file() {
-        return Ok((name, program));
+        return Ok(program);
     }
     step(&format!("building the agent of {name} (release; some minutes the first time)"));
     let sources = folder.join("sources");
@@ -26,7 +49,7 @@ pub(crate) fn agent(commit: &str) -> Result<(String, PathBuf)> {
         _ => fs::create_dir_all(&sources).with_context(|| format!("cannot make {}", sources.display()))?,
     }
     let archive = folder.join("sources.tar");
-    git(&["archive", "--format=tar", "-o", &archive.to_string_lossy(), &name])?;
+    git(&["archive", "--format=tar", "-o", &archive.to_string_lossy(), name])?;
     let unpacked = Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&sources).status();
     ensure!(unpacked.context("cannot start tar")?.success(), "cannot unpack {}", archive.display());
     fs::remove_file(&archive)?;
@@ -44,12 +67,12 @@ pub(crate) fn agent(commit: &str) -> Result<(String, PathBuf)> {
     if !status.success() {
         bail!("the agent of {name} cannot be built: {status}");
     }
-    fs::create_dir_all(folder.join(&name))?;
+    fs::create_dir_all(folder.join(name))?;
     // Whole or not at all: it is taken for built from then on.
-    let draft = folder.join(&name).join("draft");
+    let draft = folder.join(name).join("draft");
     fs::copy(build.join("release/sluice-agent"), &draft).context("the build left no sluice-agent")?;
     fs::rename(&draft, &program)?;
-    Ok((name, program))
+    Ok(program)
 }
 
 /// Files below a folder become as new.

@@ -4,23 +4,21 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::{Node, Pod, Process, Service};
 
 use super::PORT;
+use crate::scene;
 
 /// Where the servers' control listeners are, in each pod.
 const CONTROL: u16 = 50052;
-/// How long a server may take until it listens.
-const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 /// Number of the signal on every Linux.
 const SIGTERM: i32 = 15;
 /// What runs in each pod.
 pub(super) struct Server {
     pub(super) program: PathBuf,
-    pub(super) slots: usize,
+    pub(super) slots: u32,
     /// How long it works on a call.
     pub(super) time: String,
 }
@@ -59,7 +57,7 @@ impl<'a> Endpoints<'a> {
         let pod = self.node.pod(name.as_str())?;
         let log = self.node.folder().join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let process = pod
+        let mut process = pod
             .command(&self.server.program)
             .args(["server", "--listen", &format!("[::]:{PORT}"), "--control", &format!("[::]:{CONTROL}")])
             .args(["--slots", &self.server.slots.to_string(), "--service-time", &self.server.time, "--pod", &name])
@@ -67,8 +65,7 @@ impl<'a> Endpoints<'a> {
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()?;
-        pod.wait_listening(PORT, LISTENS_WITHIN)
-            .with_context(|| format!("it said: {}", fs::read_to_string(&log).unwrap_or_default().trim_end()))?;
+        scene::wait_listening(&pod, &mut process, &log, PORT)?;
         self.services.iter().try_for_each(|service| service.add_endpoint(&pod))?;
         self.pods.push((pod, process));
         self.tell_envoy()

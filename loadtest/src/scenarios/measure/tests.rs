@@ -59,6 +59,12 @@ fn a_pod_is_avoided_from_the_call_after_its_last_one_and_back_with_the_first_of_
 }
 
 #[test]
+fn a_pod_that_gets_its_share_late_in_the_first_second_is_not_back_at_once() {
+    let run = measured(Scenario::Slow, &recording(|number| turns(number, 1501..6450)));
+    assert_eq!(run.back_after_ms, Some(450));
+}
+
+#[test]
 fn a_probe_now_and_then_is_still_avoidance_and_no_return() {
     let probing = |number: u64| match number % 5 {
         0 if (1500..9999).contains(&number) && !number.is_multiple_of(1000) => Some(1),
