@@ -151,6 +151,13 @@ fn build(packages: &[&str], args: &[&str], flags: &str) -> Result<()> {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    // What cargo told this program of itself: build scripts that look at it (ring's) would take all that they built for out
+    // of date whenever somebody calls cargo by hand in between.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|told| name.to_string_lossy().starts_with(told)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
