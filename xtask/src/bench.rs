@@ -63,7 +63,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     host::need_root("bench")?;
     host::can_write([&options.json, &options.html, &options.markdown])?;
-    let against = options.against.as_deref().map(against::Commit::find).transpose()?;
+    let against = options.against.as_deref().map(against::find).transpose()?;
     let mut peers = options.peers();
     let tools = [("ip", "iproute2"), ("nft", "nftables"), ("h2load", "nghttp2-client")];
     let theirs = peers.iter().flat_map(|peer| peer.tools());
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let folder = host::programs(options.programs.as_deref(), &["sluice-agent", "loadtest"])?;
     let machine = machine::describe(&peers, envoy.as_deref());
     let bench = Bench {
-        entrants: options.entrants(&peers, &folder.join("sluice-agent"), against.as_ref())?,
+        entrants: options.entrants(&peers, &folder.join("sluice-agent"), against.as_deref())?,
         programs: Programs { loadtest: folder.join("loadtest"), envoy },
         rounds: options.rounds,
         rpcs: options.rpcs,
@@ -115,8 +115,9 @@ impl Options {
     }
 
     /// The peers; for each build of sluice one of its own.
-    fn entrants(&self, peers: &[Peer], agent: &Path, against: Option<&against::Commit>) -> Result<Vec<Entrant>> {
-        let other = against.map(|commit| Ok::<_, anyhow::Error>((commit.name(), commit.agent()?))).transpose()?;
+    fn entrants(&self, peers: &[Peer], agent: &Path, against: Option<&str>) -> Result<Vec<Entrant>> {
+        let program = against.map(against::agent).transpose()?;
+        let other = against.zip(program);
         let mut entrants = Vec::new();
         for peer in peers {
             let name = peer.name();

@@ -70,7 +70,8 @@ pub(crate) fn wait_listening(pod: &Pod, server: &mut Process, log: &Path, port: 
                 format!("nothing listens on {}:{port} of pod {} after {limit} s", pod.ip4(), pod.name())
             }
             None => {
-                if !std::mem::replace(&mut told, began.elapsed() > TOLD_AFTER) && told {
+                if !told && began.elapsed() > TOLD_AFTER {
+                    told = true;
                     step(&format!("waiting until pod {} listens on port {port}", pod.name()));
                 }
                 continue;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::arena::Key;
-use super::event_loop::Worker;
+use super::event_loop::{PodState, Worker};
 use crate::splitter::{CallId, Depth, TapEvent};
 
 /// Who wants to see which calls.
@@ -115,15 +115,15 @@ impl Taps {
 impl Session {
     /// `share`: of the calls that are looked at for all together.
     fn wants(&mut self, pod: Key, share: f32, event: &TapEvent, rng: &mut fastrand::Rng) -> bool {
-        let TapRequest { filter, depth, .. } = &self.request;
-        let mut judge = |service, path: &str| {
-            filter.takes_service(service) && filter.takes_path(path) && rng.f32() * share <= depth.share
-        };
         if let Some(call) = event.call()
             && self.last_before.get(&pod).is_some_and(|last| call <= *last)
         {
             return false;
         }
+        let TapRequest { filter, depth, .. } = &self.request;
+        let mut judge = |service, path: &str| {
+            filter.takes_service(service) && filter.takes_path(path) && rng.f32() * share <= depth.share
+        };
         match event {
             TapEvent::Request { call, service, path, .. } => {
                 let wanted = judge(service, path);
@@ -160,12 +160,8 @@ impl Session {
 
 impl Worker {
     pub(super) fn begin_tap(&mut self, request: TapRequest) {
-        let splitters = self.pods.keys(|pod| pod.splitter.is_some()).into_iter();
-        let last_before = splitters.filter_map(|key| {
-            let splitter = self.pods.get(key)?.splitter.as_ref()?;
-            Some((key, splitter.last_tapped()?))
-        });
-        let last_before = last_before.collect();
+        let last = |(key, pod): (Key, &PodState)| Some((key, pod.splitter.as_ref()?.last_tapped()?));
+        let last_before = self.pods.iter().filter_map(last).collect();
         self.taps.sessions.push(Session { request, last_before, judged: HashMap::new(), lost: 0 });
         self.set_taps();
     }

@@ -9,32 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::host::{self, step};
 
-/// One that git knows.
-pub(crate) struct Commit {
-    short: String,
+/// A commit's short name.
+pub(crate) fn find(commit: &str) -> Result<String> {
+    git(&["rev-parse", "--short", "--verify", "--end-of-options", &format!("{commit}^{{commit}}")])
+        .with_context(|| format!("--against {commit}: no commit of that name here; `git log --oneline` shows some"))
 }
 
-impl Commit {
-    pub(crate) fn find(commit: &str) -> Result<Self> {
-        let words = ["rev-parse", "--short", "--verify", "--end-of-options", &format!("{commit}^{{commit}}")];
-        let short = git(&words).with_context(|| {
-            format!("--against {commit}: no commit of that name here; `git log --oneline` shows some")
-        })?;
-        Ok(Self { short })
-    }
-
-    /// Its short name.
-    pub(crate) fn name(&self) -> &str {
-        &self.short
-    }
-
-    /// Its agent.
-    pub(crate) fn agent(&self) -> Result<PathBuf> {
-        build(&self.short)
-    }
-}
-
-fn build(name: &str) -> Result<PathBuf> {
+/// The agent of the commit with this short name.
+pub(crate) fn agent(name: &str) -> Result<PathBuf> {
     let folder = host::target().join("against");
     let program = folder.join(name).join("sluice-agent");
     if program.is_file() {

@@ -5,12 +5,11 @@
 
 use std::rc::Rc;
 
-use super::ENTRY_OVERHEAD;
 use super::known::{CommonLists, KnownBlocks};
 use super::list::{Field, HeaderList};
 use super::static_table::{self, NameInfo};
 use super::table::{Entry, Table};
-use super::{Error, Indexing, huffman, integer};
+use super::{ENTRY_OVERHEAD, Error, Indexing, huffman, integer};
 
 /// How much of a block goes into a list; the rest is decoded for the table only.
 #[derive(Clone, Copy, Debug)]

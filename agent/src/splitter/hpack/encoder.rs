@@ -6,11 +6,10 @@
 
 use std::rc::Rc;
 
-use super::ENTRY_OVERHEAD;
 use super::known::KnownBlocks;
 use super::list::{Field, HeaderList, Literal};
 use super::table::{Entry, FieldHash, Table};
-use super::{Indexing, integer, static_table};
+use super::{ENTRY_OVERHEAD, Indexing, integer, static_table};
 
 /// The table size of RFC 7541 with which a connection starts, and the most we use of what a peer offers: more would cost memory for
 /// each connection and gRPC calls do not need it.

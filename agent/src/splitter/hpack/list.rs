@@ -7,10 +7,9 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
-use super::ENTRY_OVERHEAD;
 use super::static_table::{self, NameInfo};
 use super::table::Entry;
-use super::{Indexing, Name};
+use super::{ENTRY_OVERHEAD, Indexing, Name};
 
 /// A list of fields in their order, duplicates and all.
 #[derive(Clone, Default)]
